@@ -1,0 +1,108 @@
+"""Segmentation: a U-shaped decoder on the maps of any backbone (UNETR, arXiv 2103.10504, on ViTs; U-Net on CNNs)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from finetune.losses import dice_ce
+from ssl_med.backbones import Backbone
+from ssl_med.decoders import PyramidDecoder
+from ssl_med.tasks import SupervisedTask
+from ssl_med.transforms import SingleView, Views
+from ssl_med.types import Batch, Losses
+
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Segment(SupervisedTask):
+    """Voxel-wise classification.
+
+    Args:
+        backbone: pretrained or not.
+        classes: number of labels, background included.
+        window: voxels along each axis of the sliding window at prediction; the crop of the training.
+        widths: channels of the decoder, fine to coarse.
+        frozen: keep the backbone as it is and train the decoder only.
+        views: augmentation of the training crops.
+        overlap: of neighbouring windows at prediction.
+    """
+
+    metric = "dice"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        window: Sequence[int],
+        widths: Sequence[int] = (16, 32, 64, 128),
+        frozen: bool = False,
+        views: Views | None = None,
+        overlap: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.classes, self.window = backbone, classes, list(window)
+        self.widths, self.frozen, self.overlap = list(widths), frozen, overlap
+        self.views = views if views is not None else SingleView([])
+        self.decoder = PyramidDecoder.for_backbone(backbone, widths)
+        self.head = _CONV[backbone.spatial_dims](self.decoder.out_channels, classes, 1)
+        backbone.requires_grad_(not frozen)
+
+    def logits(self, image: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """(b, c, \\*space) -> (b, classes, \\*space)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(image, spacing)
+        return self.head(self.decoder(features, image))
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Dice and cross-entropy on augmented crops."""
+        view = self.views(batch)[0]
+        mask = view["mask"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return {"loss": dice_ce(self.logits(view["image"], view.get("spacing")), mask)}
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Label map of whole images by a sliding window with Gaussian weights (MONAI)."""
+        images, spacing = batch["image"], batch.get("spacing")
+        logits = [self._slide(images[i : i + 1], None if spacing is None else spacing[i]) for i in range(len(images))]
+        return torch.cat(logits).argmax(1, keepdim=True)
+
+    def _slide(self, image: Tensor, spacing: Tensor | None) -> Tensor:
+        from monai.inferers.utils import sliding_window_inference
+
+        def of_windows(windows: Tensor) -> Tensor:
+            return self.logits(windows, None if spacing is None else spacing.expand(len(windows), -1)).float()
+
+        found = sliding_window_inference(image, self.window, 4, of_windows, overlap=self.overlap, mode="gaussian")
+        return cast(Tensor, found)
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Dice of each class above 0, (b,) each; a class that is absent from the reference gives NaN and is left out.
+
+        Voxels of label -1, padding among them, count nowhere.
+        """
+        mask = batch["mask"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        known, scores = mask >= 0, {}
+        for value in range(1, self.classes):
+            guess, truth = (prediction == value) & known, mask == value
+            overlap = (guess & truth).flatten(1).sum(1).double()
+            size = guess.flatten(1).sum(1) + truth.flatten(1).sum(1)
+            present = truth.flatten(1).any(1)
+            scores[f"dice_{value}"] = torch.where(present, 2 * overlap / size.clamp(min=1), float("nan"))
+        return scores
+
+    def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
+        """Mean Dice of each class over the cases that have it, and the mean over classes."""
+        means = {name: float(values.nanmean()) for name, values in cases.items() if name.startswith("dice_")}
+        return {"dice": float(torch.tensor(list(means.values())).nanmean()), **means}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Image, reference and prediction."""
+        guess = self.logits(batch["image"], batch.get("spacing")).argmax(1, keepdim=True)
+        mask = batch["mask"].float()  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return {"input": batch["image"], "reference": mask, "prediction": guess.float()}
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The backbone's; decoder and head count as last."""
+        return self.backbone.layers()

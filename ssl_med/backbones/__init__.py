@@ -1,0 +1,8 @@
+"""Backbones: one promise (:class:`Backbone`), our own ViT and U-Net encoder, adapters to timm and MONAI."""
+
+from ssl_med.backbones.adapters import MonaiBackbone, TimmBackbone
+from ssl_med.backbones.base import Backbone
+from ssl_med.backbones.unet import UNetEncoder
+from ssl_med.backbones.vit import Tokens, ViT
+
+__all__ = ["Backbone", "MonaiBackbone", "TimmBackbone", "Tokens", "UNetEncoder", "ViT"]

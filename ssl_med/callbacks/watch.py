@@ -1,0 +1,171 @@
+"""Is it working? Probes beside random weights, signs of collapse, and pictures, at a few moments of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ssl_med.data.module import StoreData
+from ssl_med.evaluate import evaluate, probe, random_twin, to_device
+from ssl_med.ops.collapse import effective_rank, feature_spread
+from ssl_med.tasks import PretextTask, SupervisedTask
+from ssl_med.types import Batch
+
+
+class Watch(pl.Callback):
+    """Something that is done at the start, at equal distances, and at the end of a run.
+
+    Args:
+        times: how often, the end included and the start not counted; 0 for never.
+    """
+
+    def __init__(self, times: int = 10) -> None:
+        self.times = times
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first look, unless the run was resumed."""
+        if self.times and trainer.global_step == 0 and trainer.is_global_zero:
+            self._look_aside(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Look when the step is due."""
+        if not self.times or not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
+            return
+        every = max(1, trainer.max_steps // self.times)
+        step = trainer.global_step
+        if step == trainer.max_steps or (step % every == 0 and trainer.max_steps - step >= every):
+            self._look_aside(trainer, pl_module)
+
+    def _look_aside(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A look must change nothing: random state and mode are put back."""
+        task: Any = pl_module.task
+        training = task.training
+        task.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            self.look(trainer, task)
+        task.train(training)
+
+    def look(self, trainer: pl.Trainer, task: Any) -> None:
+        """What is done at these moments."""
+        raise TypeError(f"{type(self).__name__} does not say what to look at")
+
+
+def _fixed_batch(trainer: pl.Trainer, size: int) -> Batch:
+    """The first crops of the training order: the same at every look."""
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    dataset = data.crops()
+    return to_device(dataset.collate([dataset[i] for i in range(size)]), trainer.strategy.root_device)
+
+
+def _log(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, trainer.global_step)
+
+
+class Health(Watch):
+    """Spread and effective rank of the pooled features; both near 0 mean collapse.
+
+    Args:
+        times: how often.
+        samples: crops looked at.
+    """
+
+    def __init__(self, times: int = 10, samples: int = 32) -> None:
+        super().__init__(times)
+        self.samples = samples
+
+    def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
+        """Log both."""
+        batch = _fixed_batch(trainer, self.samples)
+        features = task.exports()["backbone"](batch["image"], batch.get("spacing")).pooled
+        spread, rank = float(feature_spread(features)), float(effective_rank(features))
+        _log(trainer, {"health/feature_spread": spread, "health/effective_rank": rank})
+        if spread < 0.01:
+            print(
+                f"warning: features are nearly constant (spread {spread:.4f}): the task may have collapsed", flush=True
+            )
+
+
+class Pictures(Watch):
+    """Panels of what the task sees and makes, in three planes for volumes.
+
+    Args:
+        times: how often.
+        samples: images per panel.
+    """
+
+    def __init__(self, times: int = 4, samples: int = 2) -> None:
+        super().__init__(times)
+        self.samples = samples
+
+    def look(self, trainer: pl.Trainer, task: Any) -> None:
+        """Write ``plots/pictures_step=NNNNNNN.png``."""
+        pictures: dict[str, Tensor] = task.pictures(_fixed_batch(trainer, self.samples))
+        if not pictures:
+            return
+        from ssl_med.reporting.panel import panel_png
+
+        folder = Path(trainer.default_root_dir) / "plots"
+        folder.mkdir(exist_ok=True)
+        arrays = {name: value.float().cpu().numpy() for name, value in pictures.items()}
+        panel_png(arrays, folder / f"pictures_step={trainer.global_step:07d}.png")
+
+
+class Probes(Watch):
+    """kNN and linear scores on the store's labels, beside those of the same backbone with random weights.
+
+    Training patients are tested on validation patients; the test split stays untouched.
+
+    Args:
+        times: how often; a store without labels is not probed.
+        crops: crops looked at where labels are masks.
+    """
+
+    def __init__(self, times: int = 5, crops: int = 48) -> None:
+        super().__init__(times)
+        self.crops = crops
+        self._random: dict[str, float] = {}
+
+    def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
+        """Log ``probe/knn``, ``probe/linear`` and the same of random weights."""
+        data = labelled_view(trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+        if data is None:
+            return
+        backbone: Any = task.exports()["backbone"]
+        if not self._random:
+            self._random = probe(random_twin(backbone), data, "val", self.crops)
+        scores = {f"probe/{name}": value for name, value in probe(backbone, data, "val", self.crops).items()}
+        _log(trainer, {**scores, **{f"probe/{name}_random": value for name, value in self._random.items()}})
+
+
+def labelled_view(data: StoreData) -> StoreData | None:
+    """The same store as labelled data, if it has labels in training and in validation."""
+    for target in ("label", "mask"):
+        rows = [r for r in data.store.rows if (r.has_mask if target == "mask" else r.label >= 0)]
+        if {"train", "val"} <= {row.split for row in rows}:
+            return StoreData(data.folder, data.crop, data.batch_size, data.intensity, target, seed=data.seed)
+    return None
+
+
+class Validate(Watch):
+    """Scores of a fine-tuned task on the validation split.
+
+    Args:
+        times: how often.
+    """
+
+    def __init__(self, times: int = 5) -> None:
+        super().__init__(times)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A head that has not been trained has no score worth a look."""
+
+    def look(self, trainer: pl.Trainer, task: SupervisedTask) -> None:
+        """Log ``val/...``; nothing where the store has no validation images."""
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if any(row.split == "val" for row in data.store.rows):
+            backbone: Any = task.backbone
+            scores, _ = evaluate(task, data.whole("val", backbone.multiple()))
+            _log(trainer, {f"val/{name}": value for name, value in scores.items()})

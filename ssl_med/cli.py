@@ -1,0 +1,227 @@
+"""``ssl-med VERB ...``: the command line. It imports nothing heavy until the verb is known."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ssl_med.errors import UserError
+
+Add = Callable[[argparse.ArgumentParser], None]
+
+
+def _source(p: argparse.ArgumentParser) -> None:
+    p.add_argument("data", help="folder of scans")
+    p.add_argument("--manifest", help="CSV that says what the files are")
+    p.add_argument("--columns", help="what its columns mean: image=images/{file},patient=subject,label=diagnosis")
+
+
+def _inspect(p: argparse.ArgumentParser) -> None:
+    _source(p)
+    p.add_argument("--limit", type=int, help="read only so many images")
+
+
+def _prepare(p: argparse.ArgumentParser) -> None:
+    _source(p)
+    p.add_argument("--out", required=True, help="folder of the store")
+    p.add_argument("--workers", type=int, default=1, help="processes")
+    p.add_argument("--max_bad_share", type=float, default=0.5, help="stop when more of the images cannot be used")
+
+
+def _training(p: argparse.ArgumentParser, kind: str) -> None:
+    p.add_argument("config", help=f"short name of a shipped {kind} config, or a path")
+    p.add_argument("--data", required=True, help="store, as written by prepare")
+    p.add_argument("--out", required=True, help="folder of the run; repeat the command to resume")
+    p.add_argument("--resume", choices=["auto", "must", "never"], default="auto", help="default: auto")
+    p.add_argument("--overwrite", action="store_true", help="remove the run that is there")
+    p.epilog = "Any setting of the config: --trainer.max_steps 100 --task.mask_ratio 0.6 --data.crop [64,64,64]"
+
+
+def _pretrain(p: argparse.ArgumentParser) -> None:
+    _training(p, "pretraining")
+
+
+def _finetune(p: argparse.ArgumentParser) -> None:
+    _training(p, "fine-tuning")
+    p.add_argument("--init", required=True, help="run or export folder with the pretrained backbone")
+    p.add_argument("--labels", type=_number, help="labelled patients: a number, a share below 1; default all")
+    p.add_argument("--seeds", type=int, default=1, help="repetitions, each with its own draw of patients")
+    p.add_argument(
+        "--compare", action="store_true", help="train the same from random weights too, and say what differs"
+    )
+
+
+def _probe(p: argparse.ArgumentParser) -> None:
+    p.add_argument("init", help="run or export folder")
+    p.add_argument("--data", required=True, help="store with labels or masks")
+    p.add_argument("--targets", choices=["label", "mask"], help="what to probe for; default: what the store has")
+    p.add_argument("--split", default="test", help="whose images are tested")
+    p.add_argument("--crops", type=int, default=64, help="crops per split where labels are masks")
+    p.add_argument("--seed", type=int, default=0, help="of crops and random weights")
+
+
+def _embed(p: argparse.ArgumentParser) -> None:
+    p.add_argument("init", help="run or export folder")
+    p.add_argument("--data", required=True, help="store")
+    p.add_argument("--out", required=True, help=".parquet or .npz file")
+
+
+def _predict(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="run or export folder of a fine-tuning")
+    p.add_argument("data", help="folder of scans, or one file")
+    p.add_argument("--out", required=True, help="folder of the predictions")
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", help="folder of a run")
+    p.add_argument("--out", required=True, help="folder of the export")
+    p.add_argument("--checkpoint", help="which checkpoint; default: the newest whole one")
+    p.add_argument("--to", default="native", choices=["native"], help="format")
+
+
+def _report(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", help="folder of a run, or of several")
+    p.add_argument("--out", help="HTML file; default: RUN/report.html")
+
+
+def _demo(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", default="ssl-med-demo", help="folder; repeat the command to go on where it stopped")
+    p.add_argument("--seed", type=int, default=0, help="of the synthetic subjects and of the training")
+
+
+def _doctor(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", help="where runs will be written; default: here")
+
+
+def _plan(p: argparse.ArgumentParser) -> None:
+    p.add_argument("config", nargs="?", help="pretraining config to take the model from")
+    p.add_argument("--size", default="vit_base", help="vit_tiny, vit_small, vit_base, vit_large, vit_huge, vit_giant")
+    p.add_argument("--spatial_dims", type=int, default=3, help="axes of space")
+    p.add_argument("--crop", type=_numbers, default=96, help="voxels, one number or one per axis: 96 or 64,128,128")
+    p.add_argument("--patch", type=_numbers, default=16, help="voxels, one number or one per axis")
+    p.add_argument("--channels", type=int, default=1, help="channels of the image")
+    p.add_argument("--mask_ratio", type=float, default=0.75, help="share of hidden patches")
+    p.add_argument("--task", default="mae", help="mae, simclr, byol or dino")
+    p.add_argument("--memory_gb", type=float, default=80, help="memory of one accelerator")
+    p.add_argument("--gpus", type=int, default=1, help="number of accelerators")
+    p.add_argument("--tflops", type=float, default=989, help="peak of one accelerator in bf16")
+    p.add_argument("--utilisation", type=float, default=0.3, help="share of the peak that training reaches")
+    p.add_argument("--volumes", type=int, default=1000, help="images in the store")
+    p.add_argument("--volume_shape", type=_numbers, default=(256, 256, 200), help="voxels of one image")
+    p.add_argument("--samples", type=float, default=1e6, help="crops seen in training")
+    p.add_argument("--compression", type=float, default=2.4, help="of the store")
+    p.add_argument("--crops_per_read", type=int, default=1, help="crops taken from one decoded region")
+
+
+VERBS: dict[str, tuple[str, Add]] = {
+    "demo": ("the whole job on data that comes with pip, in minutes", _demo),
+    "inspect": ("what is in a folder of scans, and what is broken", _inspect),
+    "prepare": ("a folder of scans to a store for fast crops", _prepare),
+    "pretrain": ("a backbone from images without labels", _pretrain),
+    "probe": ("what a frozen backbone knows, beside random weights", _probe),
+    "embed": ("one feature vector per image", _embed),
+    "finetune": ("a head on few labels, against the same from scratch", _finetune),
+    "predict": ("a fine-tuned model on new files", _predict),
+    "export": ("the parts of a run worth keeping", _export),
+    "report": ("one HTML page of a run", _report),
+    "plan": ("parameters, memory, storage and hours before a GPU is booked", _plan),
+    "doctor": ("is this machine ready", _doctor),
+}
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def _numbers(text: str) -> int | tuple[int, ...]:
+    values = tuple(int(part) for part in text.split(","))
+    return values[0] if len(values) == 1 else values
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    from ssl_med import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="ssl-med",
+        description="Self-supervised pretraining and few-label fine-tuning for medical images, 2D and 3D.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (summary, add) in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add(verb)
+    return parser
+
+
+def parse_overrides(rest: list[str], verb: str) -> dict[str, Any]:
+    """``--a.b 1`` and ``--a.b=1`` to ``{"a.b": 1}``; values are YAML.
+
+    Raises:
+        UserError: something that is no setting by dotted name.
+    """
+    import yaml
+
+    from ssl_med.recipe import nearest
+
+    overrides, items = {}, list(rest)
+    while items:
+        item = items.pop(0)
+        name, equals, value = item.removeprefix("--").partition("=")
+        if not item.startswith("--") or ("." not in name and name != "seed"):
+            known = [a for a in known_options(verb) if a.startswith("--")]
+            raise UserError(f"{item!r} is no option of ssl-med {verb}; {nearest(item, known)}")
+        if not equals:
+            if not items or items[0].startswith("--"):
+                raise UserError(f"{item} needs a value")
+            value = items.pop(0)
+        overrides[name] = yaml.safe_load(value)
+    return overrides
+
+
+def known_options(verb: str) -> list[str]:
+    """Names of a verb's options."""
+    parser = argparse.ArgumentParser(add_help=False)
+    VERBS[verb][1](parser)
+    return [name for action in parser._actions for name in action.option_strings or [action.dest]]
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Call the verb; the exit code says whether it succeeded."""
+    import importlib
+
+    options = {k: v for k, v in vars(arguments).items() if k not in ("verb", "debug")}
+    if arguments.verb in ("pretrain", "finetune"):
+        options["overrides"] = parse_overrides(rest, arguments.verb)
+    elif rest:
+        raise UserError(f"ssl-med {arguments.verb} does not know {' '.join(rest)}; see ssl-med {arguments.verb} --help")
+    if options.get("columns"):
+        options["columns"] = dict(part.split("=", 1) for part in options["columns"].split(","))
+    verb = getattr(importlib.import_module(f"ssl_med.verbs.{arguments.verb}"), arguments.verb)
+    result = verb(**options)
+    return int(arguments.verb == "doctor" and any(check.status == "fail" for check in result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: one sentence for a person's mistake, a traceback only with ``--debug``."""
+    arguments, rest = build_parser().parse_known_args(argv)
+    try:
+        return run(arguments, rest)
+    except KeyboardInterrupt:
+        print("\nstopped; repeat the command to go on", file=sys.stderr)
+        return 130
+    except UserError as error:
+        if arguments.debug:
+            raise
+        print(f"ssl-med {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"ssl-med {arguments.verb}: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

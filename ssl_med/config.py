@@ -1,0 +1,132 @@
+"""Configs: a YAML file by short name or path, overrides by dotted name, everything checked before anything is built."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_med.errors import UserError
+from ssl_med.recipe import arguments, check, locate, nearest
+
+Config = dict[str, Any]
+FOLDERS = {"pretrain": "pretrain_configs", "finetune": "finetune/configs"}
+SECTIONS = ("task", "data", "learner", "trainer", "watch", "seed")
+
+
+def config_folder(kind: str) -> Path:
+    """Where the shipped configs of a kind lie, in a checkout and in an installed wheel alike."""
+    return Path(__file__).parent.parent / FOLDERS[kind]
+
+
+def short_names(kind: str) -> list[str]:
+    """Short names of all shipped configs, such as ``mae_3d`` and ``smoke/mae_3d``."""
+    root = config_folder(kind)
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+
+
+def find_config(name: str, kind: str) -> Path:
+    """The file a short name or a path means.
+
+    Raises:
+        UserError: there is none; the nearest short name is offered.
+    """
+    shipped = config_folder(kind) / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    raise UserError(f"config {name!r} is neither a file nor a shipped config; {nearest(name, short_names(kind))}")
+
+
+def load_config(name: str, kind: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config and lay the overrides over it.
+
+    Raises:
+        UserError: bad YAML, unknown sections or arguments, with the nearest valid name.
+    """
+    path = find_config(name, kind)
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold the sections {', '.join(SECTIONS)}")
+    for key, value in (overrides or {}).items():
+        override(config, key, value)
+    check_sections(config)
+    return config
+
+
+def override(config: Config, dotted: str, value: Any) -> None:
+    """Set one value; ``init_args`` may be left out of the name. A new ``class_path`` keeps the arguments that fit it.
+
+    Raises:
+        UserError: the name leads through something that is no section.
+    """
+    *parents, last = dotted.split(".")
+    place: Any = config
+    for name in parents:
+        place = _step(place, name, dotted)
+    if "class_path" in place and last not in ("class_path", "init_args"):
+        place = place.setdefault("init_args", {})
+    if last == "class_path" and isinstance(place.get("init_args"), dict):
+        valid = arguments(locate(value, dotted))
+        dropped = [name for name in place["init_args"] if valid and name not in valid]
+        if dropped:
+            print(f"{dotted}: {value} takes no {', '.join(dropped)}; these are left out", flush=True)
+        place["init_args"] = {k: v for k, v in place["init_args"].items() if k not in dropped}
+    place[last] = value
+
+
+def _step(place: Any, name: str, dotted: str) -> Any:
+    if "class_path" in place and name not in place:
+        place = place.setdefault("init_args", {})
+    inner = place.setdefault(name, {})
+    if inner is None:
+        inner = place[name] = {}
+    if not isinstance(inner, dict):
+        raise UserError(f"--{dotted}: {name!r} is a value, not a section")
+    return inner
+
+
+def check_sections(config: Config) -> None:
+    """Refuse what no constructor takes, anywhere in the config.
+
+    Raises:
+        UserError: with the dotted key and the nearest valid one.
+    """
+    from pytorch_lightning import Trainer
+
+    from ssl_med.callbacks.settings import Watching
+    from ssl_med.data.module import StoreData
+    from ssl_med.learner import Learner
+
+    for name in config:
+        if name not in SECTIONS:
+            raise UserError(f"config has no section {name!r}; {nearest(name, list(SECTIONS))}")
+    if not isinstance(config.get("task"), dict) or "class_path" not in config["task"]:
+        raise UserError("config needs a section 'task' with a class_path, such as ssl_med.tasks.MAE")
+    trainer = [a for a in arguments(Trainer) if a not in RESERVED]
+    for section, valid in (
+        ("data", arguments(StoreData)),
+        ("learner", arguments(Learner)),
+        ("trainer", trainer),
+        ("watch", arguments(Watching)),
+    ):
+        for key in config.get(section) or {}:
+            if key not in valid:
+                raise UserError(f"{section}.{key}: there is no such setting; {nearest(key, valid)}")
+    check(config["task"], "task")
+
+
+RESERVED = ("logger", "callbacks", "default_root_dir", "plugins", "enable_checkpointing", "use_distributed_sampler")
+"""Arguments of Lightning's Trainer that a run sets itself."""
+
+
+def difference(old: Any, new: Any, where: str = "") -> list[str]:
+    """Lines that say how two configs differ, by dotted name."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *[n for n in new if n not in old]]
+        return [line for n in names for line in difference(old.get(n), new.get(n), f"{where}.{n}" if where else str(n))]
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

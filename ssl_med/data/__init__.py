@@ -1,0 +1,1 @@
+"""From a folder of scans to batches: index, readers, prepare, store, sampler, dataset, module."""

@@ -1,0 +1,130 @@
+"""Reading one image: a record says which reader, every image passes the gate, and a broken file says why."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, admit
+from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.errors import UserError
+
+__all__ = ["READERS", "SUFFIXES", "Limits", "read", "read_mask", "reader_of"]
+
+READERS = ("nifti", "dicom", "raster", "array")
+SUFFIXES = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".dcm": "dicom",
+    ".dicom": "dicom",
+    ".ima": "dicom",
+    ".png": "raster",
+    ".jpg": "raster",
+    ".jpeg": "raster",
+    ".tif": "raster",
+    ".tiff": "raster",
+    ".npy": "array",
+    ".npz": "array",
+}
+"""Which reader opens a file, by the end of its name in lower case."""
+
+
+def reader_of(path: Path) -> str | None:
+    """Name of the reader for a file; None if no reader opens it.
+
+    Scanners also write DICOM files without a suffix or with a number for one: those are known by their first bytes.
+    """
+    name = path.name.lower()
+    for suffix in ("".join(path.suffixes[-2:]).lower(), path.suffix.lower()):
+        if suffix in SUFFIXES:
+            return SUFFIXES[suffix]
+    if name != "dicomdir" and (not path.suffix or path.suffix[1:].isdigit()) and path.is_file():
+        with path.open("rb") as file:
+            return "dicom" if file.read(132)[128:] == b"DICM" else None
+    return None
+
+
+def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
+    """Read the image of a record.
+
+    Args:
+        record: what the index found.
+        limits: how large an image may be.
+
+    Returns:
+        An image that is finite, not constant and of sound geometry.
+
+    Raises:
+        Unreadable: the file is missing, broken, too large or no usable image; the reason holds no path.
+    """
+    image = admit(_open(record, limits))
+    return replace(image, modality=image.modality or record.modality)
+
+
+def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
+    """Read the voxel labels of a record, on the grid of its image.
+
+    Args:
+        record: what the index found.
+        image: the record's image where it has been read already; it is read for its grid otherwise.
+        limits: how large a mask may be.
+
+    Returns:
+        (1, \\*space) int16, or int32 where a label needs it; None if the record has no mask.
+
+    Raises:
+        Unreadable: the mask is broken, holds fractions, or lies on another grid than the image.
+    """
+    if record.mask is None:
+        return None
+    reader = reader_of(record.mask)
+    if reader is None:
+        raise Unreadable("mask: no reader for this kind of file")
+    try:
+        mask = admit(_open(Record(record.name, reader, (record.mask,)), limits, labels=True), constant=True)
+    except Unreadable as error:
+        raise Unreadable(f"mask: {error}") from None
+    _check_grid(mask, image or read(record, limits))
+    return _labels(mask.array)
+
+
+def _open(record: Record, limits: Limits, labels: bool = False) -> Image:
+    if record.reader not in READERS:
+        raise UserError(f"record.reader is {record.reader!r}, expected one of {', '.join(READERS)}")
+    for file in record.files:
+        if not file.is_file():
+            raise Unreadable("file is missing")
+        if file.stat().st_size == 0:
+            raise Unreadable("empty file")
+    module = import_module(f"ssl_med.data.readers.{record.reader}")
+    try:
+        if labels and record.reader == "raster":
+            return module.read(record, limits, palette=False)
+        return module.read(record, limits)
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror}") from None  # the chain would show the path
+
+
+def _check_grid(mask: Image, image: Image) -> None:
+    if mask.array.shape[1:] != image.array.shape[1:]:
+        raise Unreadable(f"mask: shape {mask.array.shape[1:]} where the image has {image.array.shape[1:]}")
+    if mask.affine is None or image.affine is None:
+        return
+    *_, z, y, x = (1, *image.array.shape[1:])
+    corners = np.array([[i, j, k, 1] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)], float).T
+    distance = np.linalg.norm(((mask.affine - image.affine) @ corners)[:3], axis=0).max()
+    if distance > 0.1 * min(image.spacing):
+        raise Unreadable(f"mask: affine differs from the image's by up to {distance:.3g} mm")
+
+
+def _labels(array: np.ndarray) -> np.ndarray:
+    if len(array) > 1 and not (array == array[:1]).all():
+        raise Unreadable(f"mask: {len(array)} different channels, expected 1")
+    array = array[:1]
+    if array.dtype.kind == "f" and not (array == np.rint(array)).all():
+        raise Unreadable("mask: values are not whole numbers")
+    if abs(int(array.min())) >= 2**31 or abs(int(array.max())) >= 2**31:
+        raise Unreadable("mask: labels beyond 32 bits")
+    small = array.min() >= -(2**15) and array.max() < 2**15
+    return array.astype(np.int16 if small else np.int32)

@@ -1,0 +1,195 @@
+"""NumPy files: one image in a ``.npy``, or many rows in a ``.npz`` with the keys of MedMNIST."""
+
+import re
+import struct
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape, read_exactly
+from ssl_med.data.record import Image, Record, Unreadable
+
+_IMAGES = re.compile(r"(?:(?P<split>.+)_)?images")
+_PATIENT_KEYS = ("patient", "patients", "subject", "subjects")
+_GROUP_KEYS = ("field", "group")
+"""Not a patient, but a group of rows that must stay together, such as the crops of one microscope field."""
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError, NotImplementedError)
+_BROKEN += (OverflowError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error)
+"""What zipfile and NumPy raise on damaged files."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of an ``.npz`` file: where it stands and what the file says of it.
+
+    Attributes:
+        item: row within its split.
+        split: the words before ``_images`` in its key; empty for the key ``images``.
+        label: class; -1 = unlabelled.
+        patient: patient or group; empty where the file does not tell.
+    """
+
+    item: int
+    split: str
+    label: int
+    patient: str
+
+
+def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
+    """Read an array file as an image without geometry: spacing 1.0 and no affine.
+
+    A last axis of length 1 or 3 is the colour, so that (h, w), (h, w, 3), (d, h, w) and (d, h, w, 1) are understood.
+
+    Raises:
+        Unreadable: damaged, too large, pickled objects, or a layout that is not known.
+    """
+    path = record.files[0]
+    with _contained():
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as stream:
+                array = _load(stream, limits)
+        else:
+            array = _row(path, record, limits)
+    array = _channels_first(array)
+    return Image(array, (1.0,) * (array.ndim - 1))
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """All images of an ``.npz`` file in a fixed order, without reading the images.
+
+    Raises:
+        Unreadable: damaged, no ``images`` key, or labels that do not fit the rows.
+    """
+    with _contained(), zipfile.ZipFile(path) as archive:
+        splits = _splits(archive)
+        found = [list(_rows_of(archive, path, split)) for split in splits]
+    for part in found:
+        yield from part
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Names under the key ``classes``; empty if there are none.
+
+    Raises:
+        Unreadable: damaged.
+    """
+    with _contained(), zipfile.ZipFile(path) as archive:
+        names = _optional(archive, "classes")
+    return () if names is None else tuple(str(name) for name in names.ravel())
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        raise Unreadable(f"damaged array file ({type(error).__name__})") from None
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, Fortran order, type) of an array that has not been read."""
+    version = npy.read_magic(stream)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers written by Python 2
+        shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise Unreadable("pickled objects are never opened")
+    return shape, fortran, dtype
+
+
+def _load(stream: IO[bytes], limits: Limits) -> np.ndarray:
+    shape, fortran, dtype = _header(stream)
+    check_shape(shape, dtype.itemsize, limits)
+    raw = read_exactly(stream, prod(shape) * dtype.itemsize)
+    return raw.view(dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _row(path: Path, record: Record, limits: Limits) -> np.ndarray:
+    if record.item is None:
+        first = next(rows(path), None)  # says what is wrong with the file
+        raise Unreadable("no images in the file" if first is None else "an .npz file is read row by row")
+    state = path.stat()
+    images = _member(path, f"{record.split}_images" if record.split else "images", state.st_mtime_ns, limits)
+    if not 0 <= record.item < len(images):
+        raise Unreadable(f"row {record.item} of {len(images)}")
+    return images[record.item].copy()  # a view would let a caller write into the cache
+
+
+@lru_cache(maxsize=3)
+def _member(path: Path, key: str, changed: int, limits: Limits) -> np.ndarray:
+    """One array of an ``.npz``, kept for the next row; ``changed`` makes an overwritten file a new one."""
+    large = Limits(voxels=limits.size, size=limits.size)  # the limit on voxels is for one image, not for all rows
+    with zipfile.ZipFile(path) as archive:
+        if f"{key}.npy" not in archive.namelist():
+            raise Unreadable(f"no key {key}")
+        with archive.open(f"{key}.npy") as stream:
+            return _load(stream, large)
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    if array.ndim in (3, 4) and array.shape[-1] in (1, 3):
+        return np.moveaxis(array, -1, 0)
+    if array.ndim not in (2, 3):
+        raise Unreadable(f"shape {array.shape} is neither an image nor a volume")
+    return array[None]
+
+
+def _splits(archive: zipfile.ZipFile) -> list[str]:
+    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    splits = [match["split"] or "" for key in keys if (match := _IMAGES.fullmatch(key))]
+    if not splits:
+        raise Unreadable("no key `images` or `..._images`")
+    return splits
+
+
+def _optional(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{key}.npy") as stream:
+        return _load(stream, DEFAULT_LIMITS)
+
+
+def _rows_of(archive: zipfile.ZipFile, path: Path, split: str) -> Iterator[Row]:
+    prefix = f"{split}_" if split else ""
+    with archive.open(f"{prefix}images.npy") as stream:
+        shape, *_ = _header(stream)
+    count = shape[0] if shape else 0
+    labels = _labels(_optional(archive, f"{prefix}labels"), count)
+    patients = _patients(archive, prefix, path.stem, count)
+    for item in range(count):
+        yield Row(item, split, labels[item], patients[item])
+
+
+def _labels(labels: np.ndarray | None, count: int) -> list[int]:
+    if labels is None:
+        return [-1] * count
+    if labels.shape not in ((count,), (count, 1)):
+        raise Unreadable(f"labels of shape {labels.shape} for {count} images, expected one class per image")
+    if labels.dtype.kind not in "iu":
+        raise Unreadable(f"labels of type {labels.dtype}, expected whole numbers")
+    return labels.ravel().tolist()
+
+
+def _patients(archive: zipfile.ZipFile, prefix: str, stem: str, count: int) -> list[str]:
+    for key in _PATIENT_KEYS + _GROUP_KEYS:
+        values = _optional(archive, prefix + key)
+        if values is None:
+            continue
+        if values.shape not in ((count,), (count, 1)):
+            raise Unreadable(f"key {prefix}{key} has shape {values.shape} for {count} images")
+        owner = f"{stem}/" if key in _GROUP_KEYS else ""  # groups are numbered within one file
+        return [f"{owner}{value}" for value in values.ravel()]
+    return [""] * count

@@ -1,0 +1,59 @@
+"""A record says where one image lies and whom it belongs to; an image is what a reader makes of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data folder, not yet read.
+
+    Attributes:
+        name: path relative to the folder (with ``#row`` for a row of an array file). It may identify a person: it is
+            hashed before it is stored and stays out of every log.
+        reader: name of the reader: ``nifti``, ``dicom``, ``raster`` or ``array``.
+        files: the file, or all files of a DICOM series.
+        item: row of an array file.
+        mask: file with voxel labels on the same grid, if there is one.
+        label: class of the whole image; -1 = unlabelled.
+        patient, study, site, split: as the folder tells; empty where it does not. Without a patient the name is used.
+        modality: ``CT``, ``MR``, ``US``, ``CR`` ...; empty where unknown.
+    """
+
+    name: str
+    reader: str
+    files: tuple[Path, ...]
+    item: int | None = None
+    mask: Path | None = None
+    label: int = -1
+    patient: str = ""
+    study: str = ""
+    site: str = ""
+    split: str = ""
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image in memory.
+
+    Attributes:
+        array: (c, \\*space), space in memory order (z, y, x) or (y, x), voxels in RAS orientation for volumes, in the
+            units of the scanner (HU for CT). Integers stay integers.
+        spacing: mm per voxel along ``space``; 1.0 where unknown.
+        affine: 4 x 4, voxel index (x, y, z) of the array -> RAS world mm; None for images without geometry.
+        modality: as in :class:`Record`.
+        warnings: what a person should know, e.g. ``burned-in text possible``.
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, ...]
+    affine: np.ndarray | None = None
+    modality: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class Unreadable(Exception):
+    """An image that must not be used, with the reason in words and without a path."""

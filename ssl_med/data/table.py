@@ -1,0 +1,210 @@
+"""A CSV table that names images: which column means what, and one record per row."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from ssl_med.data.readers import dicom, reader_of
+from ssl_med.data.record import Record
+from ssl_med.data.tree import SPLITS, Layout, mask_of, name_of
+from ssl_med.errors import UserError
+
+_COLUMNS = {
+    "image": ("image", "file", "filename", "path", "image_path", "file_name", "filepath"),
+    "mask": ("mask", "label_file", "segmentation"),
+    "patient": ("patient", "subject", "patient_id", "subject_id"),
+    "study": ("study", "study_id"),
+    "site": ("site", "site_id"),
+    "split": ("split",),
+    "modality": ("modality",),
+    "label": ("label", "class", "target"),
+}
+"""Fields of a record and the columns that give them unless a person says otherwise."""
+
+_PERSON = re.compile("patient|subject")
+_NOT_A_PERSON = re.compile("age|sex|weight|height|position|orientation|birth")
+_PLACES = ("", "images", "imagesTr", "imagesTs")
+
+
+class _NotCsv(UserError):
+    """A file that cannot be taken apart into rows and columns."""
+
+
+def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) -> tuple[list["Table"], tuple[str, ...]]:
+    """The table that was asked for, or every CSV file at the top of a folder that names images in it.
+
+    Returns:
+        The tables, and a note for each CSV file that nobody asked for and that could not be read.
+
+    Raises:
+        UserError: the table does not exist, cannot be read or names no image; an unknown field or column.
+    """
+    if unknown := next((field for field in columns if field not in _COLUMNS), None):
+        raise UserError(f"columns: unknown field {unknown!r}{_nearest(unknown, _COLUMNS)}")
+    if manifest is not None:
+        path = next((p for p in (Path(manifest), folder / manifest) if p.is_file()), None)
+        if path is None:
+            raise UserError(f"manifest {manifest} does not exist: check the path")
+        table = Table(folder, path, columns)
+        if not table.source["image"]:
+            raise UserError(f"no column of {path.name} names image files: say which with columns={{'image': '...'}}")
+        return [table], ()
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".csv")
+    tables, notes = [], []
+    for path in paths:
+        try:
+            tables.append(Table(folder, path, columns if len(paths) == 1 else {}))
+        except _NotCsv as error:
+            notes.append(str(error))
+    return [table for table in tables if table.source["image"]], tuple(notes)
+
+
+class Table:
+    """A CSV file and the meaning of its columns.
+
+    Args:
+        folder: where the images lie.
+        path: the CSV file, with a header row.
+        columns: fields that a person has given a meaning, see :func:`ssl_med.data.index.find_images`.
+    """
+
+    def __init__(self, folder: Path, path: Path, columns: dict[str, str]) -> None:
+        self.folder = folder
+        self.path = path
+        self.columns = columns
+        self.header, self.rows = _load(path)
+        self.source = {field: self._source(field) for field in _COLUMNS if field != "label"}
+        self.source["label"] = self._source("label")
+        if "label" not in columns and not columns.get("mask") and self._names_files(self.source["label"]):
+            self.source["mask"], self.source["label"] = self.source["label"], ""  # `label` is a file of voxel labels
+        self.class_names, self._classes = self._find_classes()
+
+    def layout(self) -> Layout:
+        """How the table was understood, in words."""
+        known = ", ".join(f"{field} from `{source}`" for field, source in self.source.items() if source)
+        return Layout(f"table {self.path.name}: {known}", self.class_names)
+
+    def records(self) -> Iterator[Record]:
+        """One record per row, in the order of the table.
+
+        Raises:
+            UserError: no file in a row, a file listed twice, or a file that no reader opens.
+        """
+        seen: set[Path] = set()
+        for number, row in enumerate(self.rows, 2):
+            path = self._find(self._value("image", row))
+            if path is None or path in seen:
+                problem = "has no file name" if path is None else "lists a file a second time"
+                raise UserError(f"{self.path.name}, line {number} {problem}: expected one line per image")
+            seen.add(path)
+            if path.is_dir():
+                yield self._series(path, number, row)
+                continue
+            reader = reader_of(path)
+            if reader is None:
+                raise UserError(f"{self.path.name}, line {number}: no reader opens a {path.suffix or 'nameless'} file")
+            yield self._record(path, reader, row)
+
+    def _series(self, folder: Path, number: int, row: dict[str, str]) -> Record:
+        """The one DICOM series of a folder that a cell names."""
+        series = list(dicom.find_series(sorted(path for path in folder.iterdir() if path.is_file())))
+        if len(series) != 1:
+            raise UserError(
+                f"{self.path.name}, line {number} names a folder with {len(series)} DICOM series: expected one"
+            )
+        found = series[0]
+        record = self._record(folder, "dicom", row)
+        return replace(record, files=found.files, modality=record.modality or found.modality)
+
+    def _record(self, path: Path, reader: str, row: dict[str, str]) -> Record:
+        split = self._value("split", row)
+        return Record(
+            name=name_of(path, self.folder),
+            reader=reader,
+            files=(path,),
+            mask=self._mask(path, row),
+            label=self._classes.get(self._value("label", row), -1),
+            patient=self._value("patient", row),
+            study=self._value("study", row),
+            site=self._value("site", row),
+            split=SPLITS.get(split.lower(), split),
+            modality=self._value("modality", row),
+        )
+
+    def _mask(self, path: Path, row: dict[str, str]) -> Path | None:
+        if self.source["mask"] or "mask" in self.columns:
+            return self._find(self._value("mask", row))
+        return mask_of(path, self.folder)
+
+    # --- what the columns mean
+
+    def _source(self, field: str) -> str:
+        """Column or template of a field; empty if the table does not have it."""
+        if field in self.columns:
+            given = self.columns[field]
+            for name in re.findall(r"\{([^{}]*)\}", given) if "{" in given else [given]:
+                if name and name not in self.header:
+                    raise UserError(f"{self.path.name} has no column {name!r}{_nearest(name, self.header)}")
+            return given
+        by_lower = {name.strip().lower(): name for name in self.header}
+        names = [by_lower[name] for name in _COLUMNS[field] if name in by_lower]
+        if field == "image":
+            return next((name for name in [*names, *self.header] if self._names_files(name)), "")
+        if field == "patient" and not names:
+            names = [n for low, n in by_lower.items() if _PERSON.search(low) and not _NOT_A_PERSON.search(low)]
+        return names[0] if names else ""
+
+    def _value(self, field: str, row: dict[str, str]) -> str:
+        source = self.source[field]
+        if "{" in source:
+            return re.sub(r"\{([^{}]*)\}", lambda match: row[match[1]], source)
+        return row[source] if source else ""
+
+    def _names_files(self, column: str) -> bool:
+        """Whether a value among the first rows is the name of a file that a reader opens."""
+        if not column:
+            return False
+        paths = [self._find(row[column]) for row in self.rows[:20] if row.get(column)]
+        return any(path is not None and path.is_file() and reader_of(path) for path in paths)
+
+    def _find(self, value: str) -> Path | None:
+        if not value:
+            return None
+        places = [self.folder / place / value for place in _PLACES] + [self.path.parent / value]
+        return next((path for path in places if path.exists()), places[0])  # a missing file is told when it is read
+
+    def _find_classes(self) -> tuple[tuple[str, ...], dict[str, int]]:
+        """Class names, and the number of each value of the label; whole numbers stand for themselves."""
+        values = sorted({value for row in self.rows if (value := self._value("label", row))})
+        try:
+            numbers = {value: float(value) for value in values}
+        except ValueError:
+            return tuple(values), {value: number for number, value in enumerate(values)}
+        if all(number.is_integer() and number >= -1 for number in numbers.values()):
+            return (), {value: int(number) for value, number in numbers.items()}
+        raise UserError(
+            f"{self.path.name}: label column {self.source['label']!r} holds numbers that are no classes, expected "
+            "0, 1, 2 ... or words: choose another with columns={'label': '...'} or leave it out with ''"
+        )
+
+
+def _load(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file, strict=True) if any(line)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _NotCsv(f"table {path.name} is not CSV in UTF-8 ({error}): save it again as such") from None
+    header = lines[0] if lines else []
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(header):
+            raise _NotCsv(f"{path.name}, line {number}: {len(line)} values for {len(header)} columns")
+    return header, [{n: v.strip() for n, v in zip(header, line, strict=True)} for line in lines[1:]]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = get_close_matches(name, names, 1, cutoff=0.0)
+    return f": did you mean {close[0]!r}? Known are {', '.join(names)}" if close else ""

@@ -1,0 +1,201 @@
+"""From a config to a finished run: the one way in which anything is trained."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from ssl_med import __version__
+from ssl_med.callbacks import AtomicCheckpointIO, newest_whole
+from ssl_med.callbacks.settings import Watching
+from ssl_med.config import RESERVED, Config
+from ssl_med.data.module import StoreData
+from ssl_med.exports import export
+from ssl_med.learner import Learner
+from ssl_med.recipe import instantiate, parse, public_path
+from ssl_med.reporting.figures import progress_png
+from ssl_med.run_folder import Resume, RunFolder, versions
+from ssl_med.tasks import PretextTask, SupervisedTask, Task
+
+
+def build_parser() -> Any:
+    """A parser whose schema is the constructors of what a run is made of."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Task, "task", required=True)
+    parser.add_class_arguments(StoreData, "data", instantiate=False)
+    parser.add_class_arguments(Learner, "learner", skip={"task", "seed"}, instantiate=False)
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=set(RESERVED), instantiate=False)
+    parser.add_class_arguments(Watching, "watch")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def resolve(config: Config, folder: str) -> tuple[Config, Any]:
+    """All settings with their defaults as plain data, and the parser that knows how to build them.
+
+    Raises:
+        UserError: a wrong type or a class that does not fit.
+    """
+    parser = build_parser()
+    trainer = {"precision": best_precision(), **(config.get("trainer") or {})}
+    seed = config.get("seed", 0)
+    data = {"seed": seed, **(config.get("data") or {}), "folder": str(folder)}
+    parsed = parse(parser, {**config, "trainer": trainer, "data": data})
+    return yaml.safe_load(parser.dump(parsed, skip_none=False)), parser
+
+
+def best_precision() -> str:
+    """bf16 where the processor multiplies it natively, else 32 bit."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.exists() else ""
+    return "bf16-mixed" if "avx512_bf16" in text or "amx_bf16" in text else "32-true"
+
+
+def fit(
+    kind: str, config: Config, data: str, out: str | Path, resume: Resume = "auto", overwrite: bool = False
+) -> Path:
+    """Train what a config says on a store, and export what is worth keeping.
+
+    Args:
+        kind: ``pretrain`` or ``finetune``.
+        config: checked, see :func:`ssl_med.config.load_config`.
+        data: the store.
+        out: folder of the run.
+        resume, overwrite: see :class:`ssl_med.run_folder.RunFolder`.
+
+    Returns:
+        The folder of the run.
+    """
+    resolved, parser = resolve(config, data)
+    folder = RunFolder(out, resolved, resume, overwrite)
+    try:
+        _train(kind, resolved, parser, folder)
+    finally:
+        folder.close()
+    return folder.path
+
+
+def _train(kind: str, resolved: Config, parser: Any, folder: RunFolder) -> None:
+    _quiet()
+    pl.seed_everything(resolved["seed"], verbose=False)
+    built = instantiate(parser, resolved)
+    module = StoreData(**resolved["data"])
+    learner = Learner(built.task, **_learner_arguments(resolved))
+    checkpoint = newest_whole(folder.path / "checkpoints") if folder.resumes else None
+    step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
+    trainer = _trainer(kind, resolved["trainer"], built.watch, folder.path, step)
+    facts = _facts(kind, learner.task, module, trainer, resolved)
+    folder.write_state(**facts, status="running", step=step)
+    print(
+        f"{'resuming at step' if step else 'training'} {step or ''} {facts['task']} on {facts['data']['images']} images".replace(
+            "  ", " "
+        ),
+        flush=True,
+    )
+    trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        folder.write_state(status="stopped", step=trainer.global_step)
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        _finish(learner.task, module, folder, facts, trainer.global_step)
+
+
+def _learner_arguments(resolved: Config) -> dict[str, Any]:
+    arguments = {**resolved["learner"], "seed": resolved["seed"]}
+    return {**arguments, "betas": tuple(arguments["betas"])}
+
+
+def _trainer(kind: str, settings: Mapping[str, Any], watch: Watching, folder: Path, step: int) -> pl.Trainer:
+    own = {
+        "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    return pl.Trainer(  # pyright: ignore[reportCallIssue]
+        **{**own, **given},
+        logger=watch.loggers(folder, step),
+        callbacks=watch.callbacks(kind),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+    )
+
+
+def _quiet() -> None:
+    """Advice of Lightning that does not apply: few workers are on purpose, and the sampler is ours."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*`max_epochs`.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def _facts(kind: str, task: Task, module: StoreData, trainer: pl.Trainer, resolved: Config) -> dict[str, Any]:
+    backbone: Any = task.exports()["backbone"] if isinstance(task, PretextTask) else getattr(task, "backbone", task)
+    return {
+        "kind": kind,
+        "version": __version__,
+        "versions": versions(),
+        "task": public_path(type(task)),
+        "backbone": public_path(type(backbone)),
+        "parameters": {
+            "backbone": sum(p.numel() for p in backbone.parameters()),
+            "task": sum(p.numel() for p in task.parameters()),
+        },
+        "steps": trainer.max_steps,
+        "seed": resolved["seed"],
+        "batch_size": module.batch_size * trainer.accumulate_grad_batches,
+        "device": trainer.strategy.root_device.type,
+        "precision": str(resolved["trainer"]["precision"]),
+        "data": module.store.summary(module.rows("train")),
+    }
+
+
+def _finish(task: Task, module: StoreData, folder: RunFolder, facts: dict[str, Any], step: int) -> None:
+    folder.write_state(status="finished", step=step)
+    export_task(task, module, folder.path / "exports", facts | {"seconds": folder.state["seconds"]})
+    progress_png(folder.path)
+
+
+def export_task(task: Task, module: StoreData, folder: Path, facts: dict[str, Any]) -> list[Path]:
+    """Write what a task leaves: a backbone (and more) after pretraining, the whole task after fine-tuning."""
+    training = {
+        k: facts[k] for k in ("task", "steps", "batch_size", "seed", "precision", "seconds", "version") if k in facts
+    }
+    card = {"input": input_facts(module), "training": training, "data": facts["data"]}
+    task.eval()
+    if isinstance(task, PretextTask):
+        return [export(task.exports(), folder / "backbone", card)]
+    if isinstance(task, SupervisedTask):
+        return [export({"task": task}, folder / "task", card)]
+    return []
+
+
+def input_facts(module: StoreData) -> dict[str, Any]:
+    """What an image must look like to be understood: axes, channels, crop, intensity rule, spacing seen in training."""
+    spacing = torch.tensor([row.spacing for row in module.rows("train")]).median(0).values.tolist()
+    return {
+        "spatial_dims": module.store.spatial_dims,
+        "channels": module.store.channels,
+        "crop": module.crop,
+        "intensity": module.intensity,
+        "median_spacing_mm": [round(s, 4) for s in spacing],
+        "class_names": module.store.class_names,
+    }

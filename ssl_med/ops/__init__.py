@@ -1,0 +1,1 @@
+"""Tensor functions free of dimension and of state."""

@@ -1,0 +1,36 @@
+"""Parameter groups and the optimiser: no decay on vectors, smaller rates for earlier layers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def parameter_groups(
+    module: nn.Module, layers: Sequence[Sequence[nn.Parameter]], weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """Groups for AdamW, with ``scale`` as the factor on the learning rate.
+
+    Layer ``i`` of ``n`` gets ``layer_decay ** (n - i)``; parameters outside all layers (heads, decoders) get 1
+    (BEiT, arXiv 2106.08254; the rule of MAE's fine-tuning). Biases, norms and single tokens are not decayed.
+
+    Args:
+        module: whose trainable parameters are grouped.
+        layers: parameters from the input side to the output side.
+        weight_decay: decay of matrices.
+        layer_decay: factor per layer; 1 for the same rate everywhere.
+    """
+    depth = {id(p): i for i, layer in enumerate(layers) for p in layer}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = layer_decay ** (len(layers) - depth.get(id(parameter), len(layers)))
+        vector = parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "bias"))
+        groups.setdefault((scale, 0.0 if vector else weight_decay), []).append(parameter)
+    return [{"params": ps, "scale": scale, "weight_decay": wd} for (scale, wd), ps in groups.items()]
+
+
+def adamw(groups: list[dict], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Fused AdamW (arXiv 1711.05101): one pass over the parameters instead of a dozen."""
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)

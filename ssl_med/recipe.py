@@ -1,0 +1,163 @@
+"""Recipes: any part of the library as ``{class_path, init_args}``, and back.
+
+One grammar serves the YAML files, the saved config of a run and the card of an export. A recipe is data: building one
+constructs subclasses of the type that was asked for and nothing else.
+"""
+
+import copy
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ssl_med.errors import UserError
+
+T = TypeVar("T")
+Recipe = dict[str, Any]
+
+
+def recipe(thing: object) -> Recipe:
+    """Read an object's constructor arguments back; every class of the library keeps them under their own names.
+
+    A thing that was built from another recipe (``load_backbone``) answers with that of what it is.
+
+    Raises:
+        TypeError: an argument is not kept by the object.
+    """
+    init_args = {}
+    for name, parameter in inspect.signature(type(thing).__init__).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if not hasattr(thing, name):
+            raise TypeError(f"{type(thing).__name__} does not keep its argument {name!r}: recipe() cannot read it back")
+        init_args[name] = _encode(getattr(thing, name))
+    return {"class_path": public_path(type(thing)), "init_args": init_args}
+
+
+def _encode(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) or type(value).__name__ == "ModuleList":
+        return [_encode(item) for item in cast("list[object]", value)]
+    return recipe(value)
+
+
+def public_path(cls: type) -> str:
+    """The shortest dotted path that leads to the class: ``ssl_med.backbones.ViT``, not ``ssl_med.backbones.vit.ViT``."""
+    package, _, _ = cls.__module__.rpartition(".")
+    if package and getattr(importlib.import_module(package), cls.__qualname__, None) is cls:
+        return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def build(plan: Recipe, kind: type[T], where: str = "recipe") -> T:
+    """Construct what a recipe names.
+
+    Args:
+        plan: ``{class_path, init_args}``, nested as deep as needed.
+        kind: the type it must be; anything else is refused before it is built.
+        where: how the recipe is called in errors.
+
+    Raises:
+        UserError: unknown class or argument (with the nearest valid one), wrong type, or a class that is no ``kind``.
+    """
+    from jsonargparse import ArgumentParser
+
+    check(plan, where)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, where, required=True)
+    return cast(T, instantiate(parser, {where: plan})[where])
+
+
+def parse(parser: Any, config: Mapping[str, Any]) -> Any:
+    """Type-check ``config`` with a jsonargparse parser; its complaint becomes one sentence."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_object(copy.deepcopy(dict(config)))  # jsonargparse writes into what it is given
+    except ArgumentError as error:
+        raise UserError(readable(str(error))) from error
+
+
+def instantiate(parser: Any, config: Mapping[str, Any]) -> Any:
+    """Type-check ``config`` and build its objects; a value that a constructor refuses becomes one sentence too."""
+    parsed = parse(parser, config)
+    try:
+        return parser.instantiate(parsed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def readable(message: str) -> str:
+    """jsonargparse's message without its class noise: the lines that name keys and reasons."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("Parser key", "Problem with given class_path"))]
+    first = lines[0].removeprefix("Parser key ").replace('"', "") if lines else "invalid config"
+    return " ".join([first, *[line for line in kept if line not in first]])[:600]
+
+
+def check(plan: object, where: str) -> None:
+    """Refuse unknown classes and unknown arguments anywhere in a recipe, naming the nearest valid one.
+
+    Raises:
+        UserError: as said; the sentence starts with the dotted key.
+    """
+    for key, class_path, init_args in walk(plan, where):
+        target = locate(class_path, f"{key}.class_path")
+        valid = arguments(target)
+        for name in init_args:
+            if valid and name not in valid:
+                raise UserError(f"{key}.init_args.{name}: {class_path} has no such argument; {nearest(name, valid)}")
+
+
+def walk(plan: object, where: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every ``{class_path, init_args}`` inside ``plan`` with its dotted key, outermost first."""
+    if isinstance(plan, Mapping):
+        if isinstance(plan.get("class_path"), str):
+            yield where, plan["class_path"], dict(plan.get("init_args") or {})
+        for name, item in plan.items():
+            yield from walk(item, f"{where}.{name}")
+    elif isinstance(plan, list | tuple):
+        for number, item in enumerate(plan):
+            yield from walk(item, f"{where}[{number}]")
+
+
+def locate(class_path: str, where: str) -> Any:
+    """Import the object a dotted path names.
+
+    Raises:
+        UserError: there is no such module or name; the nearest name of the module is offered.
+    """
+    module_path, _, name = class_path.rpartition(".")
+    if not module_path:
+        raise UserError(f"{where}: {class_path!r} is not a dotted path such as ssl_med.tasks.MAE")
+    try:
+        module = importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module_path}.".startswith(f"{error.name}."):
+            raise  # the module exists; something it needs does not
+        raise UserError(f"{where}: there is no module {module_path!r} (is its folder on PYTHONPATH?)") from error
+    if not hasattr(module, name):
+        public = [item for item in dir(module) if not item.startswith("_")]
+        raise UserError(f"{where}: {module_path} has no {name!r}; {nearest(name, public)}")
+    return getattr(module, name)
+
+
+def arguments(target: Any) -> list[str]:
+    """Names a class or function takes; empty where it takes anything."""
+    parameters = inspect.signature(target.__init__ if isinstance(target, type) else target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return []
+    return [name for name in parameters if name != "self"]
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """Words that lead to the right name: the nearest one, or all of them."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"

@@ -1,0 +1,61 @@
+"""What can be trained: a task turns a batch into losses and knows no trainer, logger, file or device."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ssl_med.types import Batch, Losses
+
+
+class Task(nn.Module, ABC):
+    """Anything that can be trained, for pretraining and for fine-tuning alike."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """Losses of a batch; ``loss`` is minimised, every entry is logged.
+
+        Args:
+            batch: on the device of the parameters.
+            progress: share of the training done, 0 to 1; every schedule is a function of it.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """After each optimiser step: EMA teachers, queues. Nothing by default."""
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Images a person should look at, name -> (b, c, \\*space), in the order they should be shown."""
+        return {}
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Groups of parameters from input to output for layer-wise learning rates; what is in no group counts as last."""
+        return []
+
+
+class PretextTask(Task):
+    """A task that needs no labels and leaves parts worth keeping."""
+
+    @abstractmethod
+    def exports(self) -> dict[str, nn.Module]:
+        """The parts to keep, by name; ``backbone`` must be among them."""
+
+
+class SupervisedTask(Task):
+    """A task with targets: it also predicts, and knows how good a prediction is.
+
+    Attributes:
+        metric: name of the score that counts, higher is better.
+    """
+
+    metric: str
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Tensor:
+        """Predictions for whole images of any size: class probabilities (b, k), or a label map (b, 1, \\*space)."""
+
+    @abstractmethod
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What there is to know of each case, name -> (b, ...)."""
+
+    @abstractmethod
+    def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
+        """Scores of a set of cases, :attr:`metric` among them."""

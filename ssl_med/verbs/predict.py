@@ -1,0 +1,112 @@
+"""``ssl-med predict``: a fine-tuned model on files it has never seen."""
+
+from pathlib import Path
+from typing import Any
+
+
+def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
+    """Predict every image of a folder (or one file).
+
+    Label maps are written on the source's own grid, as NIfTI for volumes and PNG for images, under the source's name;
+    class probabilities go into ``predictions.csv``.
+
+    Args:
+        model: run or export folder of a fine-tuning.
+        data: folder of scans, or one file.
+        out: folder of the predictions.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: no image found, or none that the model can take.
+    """
+    from ssl_med.data.index import find_images
+    from ssl_med.data.readers import read
+    from ssl_med.data.record import Unreadable
+    from ssl_med.errors import UserError
+    from ssl_med.exports import load_task, read_card
+
+    card, task = read_card(model), load_task(str(model))
+    data, out = Path(data), Path(out)
+    records = list(find_images(data)) if data.exists() else []
+    if not records:
+        raise UserError(f"{data}: no image found")
+    out.mkdir(parents=True, exist_ok=True)
+    done, refused, lines = 0, [], []
+    for record in records:
+        try:
+            image = read(record)
+        except Unreadable as error:
+            refused.append((record.name, str(error)))
+            continue
+        seen = (image.array.ndim - 1, image.array.shape[0])
+        if seen != (card["input"]["spatial_dims"], card["input"]["channels"]):
+            refused.append((record.name, f"{seen[0]}D with {seen[1]} channels is not what the model was trained on"))
+            continue
+        found, space = _predict_one(task, card, image), image.array.shape[1:]
+        done += 1
+        if found.ndim == 1:
+            lines.append([record.name, *[f"{p:.6f}" for p in found]])
+        else:
+            _write_map(found[(0, *[slice(n) for n in space])], record, image, out)
+    if lines:
+        _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
+    for name, reason in refused:
+        print(f"  not predicted: {name}: {reason}")
+    if not done:
+        raise UserError(f"{data}: none of the {len(records)} images can be predicted")
+    print(f"predicted {done} of {len(records)} images: {out}")
+    return out
+
+
+def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
+    """Probabilities (k,) or label map (1, \\*space), padded behind, of one image as its reader gave it."""
+    import numpy as np
+    import torch
+
+    from ssl_med.data.intensity import scale_of, statistics
+
+    facts = card["input"]
+    scale = scale_of(facts["intensity"], image.modality, image.array.dtype.name, statistics(image.array))
+    sizes = zip(image.array.shape[1:], facts["crop"], task.backbone.multiple(), strict=True)
+    wanted = [-(-max(size, low) // multiple) * multiple for size, low, multiple in sizes]
+    rest = [(0, 0), *[(0, w - s) for w, s in zip(wanted, image.array.shape[1:], strict=True)]]
+    batch = {
+        "image": torch.from_numpy(np.pad(scale(image.array), rest))[None],
+        "spacing": torch.tensor([image.spacing], dtype=torch.float32),
+    }
+    with torch.no_grad():
+        return task.predict(batch)[0].cpu().numpy()
+
+
+def _write_map(labels: Any, record: Any, image: Any, out: Path) -> None:
+    """One label map under the source's name, on the source's grid."""
+    import nibabel
+    import numpy as np
+
+    from ssl_med.data.readers.nifti import restore
+
+    labels, target = labels.astype(np.uint8), out / record.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if labels.ndim == 2:
+        from PIL import Image as Picture
+
+        Picture.fromarray(labels).save(target.parent / f"{_stem(target)}.png")
+    elif record.reader == "nifti":
+        nibabel.save(restore(labels, record.files[0]), target.parent / f"{_stem(target)}.nii.gz")
+    else:
+        affine = np.eye(4) if image.affine is None else image.affine
+        nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), target.parent / f"{_stem(target)}.nii.gz")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii") if path.name.endswith((".nii", ".nii.gz")) else path.stem
+
+
+def _write_table(lines: list[list[str]], class_names: list[str], path: Path) -> None:
+    import csv
+
+    names = class_names or [str(i) for i in range(len(lines[0]) - 1)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", *names], *lines])

@@ -1,0 +1,43 @@
+"""``ssl-med pretrain``: a pretext task on a store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def pretrain(
+    config: str,
+    data: str | Path,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    resume: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Pretrain a backbone without labels and export it.
+
+    Args:
+        config: short name (``mae_3d``) or path of a YAML file.
+        data: the store.
+        out: folder of the run; repeating the command goes on with an unfinished one.
+        overrides: settings by dotted name, e.g. ``{"trainer.max_steps": 100}``.
+        resume: ``auto``, ``must`` or ``never``.
+        overwrite: remove a run that is there and begin anew.
+
+    Returns:
+        The folder of the run; the backbone is in ``exports/backbone``.
+
+    Raises:
+        UserError: a config that does not fit, a store that is none, or a folder that is taken.
+    """
+    from ssl_med.config import load_config
+    from ssl_med.data.store import Store
+    from ssl_med.fit import fit
+
+    channels = Store(data).channels
+    loaded = load_config(config, "pretrain", overrides)
+    backbone = loaded["task"].get("init_args", {}).get("backbone")
+    if isinstance(backbone, dict):
+        backbone.setdefault("init_args", {}).setdefault("in_channels", channels)
+    folder = fit("pretrain", loaded, str(data), out, resume, overwrite)  # pyright: ignore[reportArgumentType]
+    print(f"pretrained: {folder / 'exports' / 'backbone'}")
+    return folder
