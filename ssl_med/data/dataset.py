@@ -15,7 +15,9 @@ from ssl_med.types import Batch
 Sample = dict[str, Any]
 
 
-def make_sample(store: Store, row: Row, corner: list[int], size: list[int], policy: Policy, padded: bool) -> Sample:
+def make_sample(
+    store: Store, row: Row, corner: list[int], size: list[int], policy: Policy, padded: bool, masks: bool
+) -> Sample:
     """Read, scale and pad one window of an image.
 
     Args:
@@ -25,6 +27,7 @@ def make_sample(store: Store, row: Row, corner: list[int], size: list[int], poli
         size: voxels along each axis of the sample; what the image lacks is padded behind it.
         policy: of the intensities.
         padded: give the map of valid voxels (all samples of a batch must agree).
+        masks: read the voxel labels too, where there are any.
     """
     inside = [min(s, n - c) for s, n, c in zip(size, row.shape[1:], corner, strict=True)]
     rest = [(0, 0), *[(0, s - i) for s, i in zip(size, inside, strict=True)]]
@@ -35,7 +38,7 @@ def make_sample(store: Store, row: Row, corner: list[int], size: list[int], poli
         "label": row.label,
         "id": row.id,
     }
-    if row.has_mask:
+    if masks and row.has_mask:
         mask = store.read(row, "masks", corner, inside).astype(np.int64)
         sample["mask"] = torch.from_numpy(np.pad(mask, rest, constant_values=-1))
     if padded:
@@ -53,13 +56,21 @@ class CropDataset(Dataset[Sample]):
         policy: of the intensities.
         seed: of the run.
         foreground: share of the crops that must contain a labelled voxel (nnU-Net: one third).
+        masks: read the voxel labels too.
     """
 
     def __init__(
-        self, store: Store, rows: list[Row], crop: list[int], policy: Policy, seed: int, foreground: float = 0.0
+        self,
+        store: Store,
+        rows: list[Row],
+        crop: list[int],
+        policy: Policy,
+        seed: int,
+        foreground: float = 0.0,
+        masks: bool = False,
     ) -> None:
         self.store, self.rows, self.crop, self.policy, self.seed = store, rows, crop, policy, seed
-        self.foreground = foreground
+        self.foreground, self.masks = foreground, masks
         self.order = GlobalOrder(len(rows), seed)
         self.padded = any(n < c for row in rows for n, c in zip(row.shape[1:], crop, strict=True))
 
@@ -71,7 +82,7 @@ class CropDataset(Dataset[Sample]):
             voxel = row.foreground[int(rng.integers(len(row.foreground)))]
             around = [int(i) for i in np.unravel_index(voxel, row.shape[1:])]
         corner = crop_corner(rng, row.shape[1:], self.crop, around)
-        sample = make_sample(self.store, row, corner, self.crop, self.policy, self.padded)
+        sample = make_sample(self.store, row, corner, self.crop, self.policy, self.padded, self.masks)
         return {**sample, "position": position}
 
     def collate(self, samples: list[Sample]) -> Batch:
@@ -84,15 +95,18 @@ class CropDataset(Dataset[Sample]):
 class WholeDataset(Dataset[Sample]):
     """Whole images in order, padded behind to at least ``least`` and to a multiple of ``multiple`` along each axis."""
 
-    def __init__(self, store: Store, rows: list[Row], policy: Policy, least: list[int], multiple: list[int]) -> None:
+    def __init__(
+        self, store: Store, rows: list[Row], policy: Policy, least: list[int], multiple: list[int], masks: bool = False
+    ) -> None:
         self.store, self.rows, self.policy, self.least, self.multiple = store, rows, policy, least, multiple
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        return make_sample(self.store, row, [0] * len(self.least), self.size(row), self.policy, padded=True)
+        return make_sample(self.store, row, [0] * len(self.least), self.size(row), self.policy, True, self.masks)
 
     def size(self, row: Row) -> list[int]:
         """Voxels along each axis of an image's sample."""

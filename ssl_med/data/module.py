@@ -75,7 +75,10 @@ class StoreData(pl.LightningDataModule):
 
     def crops(self, split: str = "train") -> CropDataset:
         """Random crops of a split."""
-        return CropDataset(self.store, self.rows(split), self.crop, self.intensity, self.seed, self.foreground)
+        masks = self.targets == "mask"
+        return CropDataset(
+            self.store, self.rows(split), self.crop, self.intensity, self.seed, self.foreground, masks
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches, beginning at the trainer's step."""
@@ -97,7 +100,8 @@ class StoreData(pl.LightningDataModule):
     def whole(self, split: str, multiple: Sequence[int], rows: list[Row] | None = None) -> DataLoader:
         """Whole images of a split in order, one by one where their sizes differ."""
         chosen = self.rows(split) if rows is None else rows
-        dataset = WholeDataset(self.store, chosen, self.intensity, self.crop, list(multiple))
+        masks = self.targets == "mask"
+        dataset = WholeDataset(self.store, chosen, self.intensity, self.crop, list(multiple), masks)
         return DataLoader(dataset, batch_size=self.batch_size if dataset.one_size() else 1)
 
 

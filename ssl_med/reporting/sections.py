@@ -161,7 +161,9 @@ _PARTS = {
 
 
 def absent_parts(run: Run) -> list[str]:
-    """A plain sentence for every part that the folder does not hold."""
+    """A plain sentence for every part that the folder does not hold; a table over several runs needs no other part."""
+    if run.info.get("kind") == "comparison":
+        return []
     missing = [sentence for part, sentence in _PARTS.items() if not getattr(run, part)]
     if run.metrics is not None and not run.is_finetune and not run.metrics.keys("probe/"):
         missing.append("No probe was logged: whether the features became useful cannot be told from this run.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SUBJECTS = 24
+SPACING_MM = 3.0
 LABELS = 2
 SEEDS = 2
 
@@ -35,7 +36,7 @@ def demo(out: str | Path = "ssl-med-demo", seed: int = 0) -> Path:
     out, began = Path(out), time.monotonic()
     scans, store, runs = out / "scans", out / "store", out / "runs"
     _say("1/8 data", f"{SUBJECTS} SYNTHETIC subjects from the MNI152 template (nilearn), as NIfTI and one DICOM series")
-    write_cohort(scans, SUBJECTS, seed)
+    write_cohort(scans, SUBJECTS, seed, SPACING_MM)
     _say("2/8 inspect", "what is in the folder, and in the real scans that pydicom carries")
     inspect(scans)
     inspect(write_examples(out / "examples"))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def finetune(
     from ssl_med.config import load_config
 
     base = load_config(config, "finetune", overrides)
+    facts = {"kind": "comparison", "task": base["task"]["class_path"], "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    _write_json(Path(out) / "run.json", {**facts, "status": "running"})
     rows = []
     for seed in range(seeds):
         for arm in ARMS if compare else ARMS[:1]:
@@ -54,6 +57,7 @@ def finetune(
             rows.append(_run_one(plan, str(data), folder, arm, seed, resume, overwrite))
             table = summarise(rows)
             _write_json(Path(out) / "table.json", table)
+    _write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     print(to_text(table))
     return table
 

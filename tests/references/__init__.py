@@ -1,0 +1,1 @@
+"""Formulas written a second time, slowly and without the library, from their papers."""

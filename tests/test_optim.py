@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from ssl_med.optim import adamw, parameter_groups
+
+
+def setting(groups: list[dict], parameter: nn.Parameter) -> tuple[float, float]:
+    """(rate factor, decay) of a parameter, which must stand in exactly one group."""
+    found = [g for g in groups for p in g["params"] if p is parameter]
+    assert len(found) == 1
+    return found[0]["scale"], found[0]["weight_decay"]
+
+
+def test_layer_decay_by_hand() -> None:
+    layers, head = [nn.Linear(2, 2) for _ in range(3)], nn.Linear(2, 2)
+    model = nn.ModuleList([*layers, head])
+    groups = parameter_groups(model, [list(layer.parameters()) for layer in layers], 0.1, 0.5)
+    assert [setting(groups, layer.weight) for layer in layers] == [(0.125, 0.1), (0.25, 0.1), (0.5, 0.1)]
+    assert [setting(groups, layer.bias) for layer in layers] == [(0.125, 0.0), (0.25, 0.0), (0.5, 0.0)]
+    assert setting(groups, head.weight) == (1.0, 0.1)
+
+
+def test_of_a_transformer_only_matrices_are_decayed(tiny_vit) -> None:
+    vit = tiny_vit(2, positions="learned", grid=(2, 2), registers=2, layer_scale=0.1)
+    groups = parameter_groups(vit, vit.layers(), 0.05, 0.75)
+    for name, parameter in vit.named_parameters():
+        matrix = parameter.ndim == 2 and name.endswith("weight")
+        assert setting(groups, parameter)[1] == (0.05 if matrix else 0.0), name
+    # embedding, two blocks, final norm: four layers below the head
+    assert setting(groups, vit.cls_token)[0] == pytest.approx(0.75**4)
+    assert setting(groups, vit.blocks[0].attn.qkv.weight)[0] == pytest.approx(0.75**3)
+    assert setting(groups, vit.blocks[1].attn.qkv.weight)[0] == pytest.approx(0.75**2)
+    assert setting(groups, vit.norm.weight)[0] == pytest.approx(0.75)
+
+
+def test_each_trainable_parameter_stands_in_one_group(tiny_vit) -> None:
+    vit = tiny_vit(3)
+    vit.patch_embed.requires_grad_(False)
+    groups = parameter_groups(vit, vit.layers(), 0.05, 0.75)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in vit.parameters() if p.requires_grad)
+    assert len({(g["scale"], g["weight_decay"]) for g in groups}) == len(groups)
+
+
+def test_fused_adamw_makes_the_step_of_plain_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    fused = adamw(parameter_groups(ours, [], 0.1), 0.01, (0.9, 0.95))
+    decay = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(decay, lr=0.01, betas=(0.9, 0.95), foreach=False)
+    for model, optimiser in ((ours, fused), (theirs, plain)):
+        for number in range(3):
+            optimiser.zero_grad()
+            model(torch.full((2, 4), number + 1.0)).square().sum().backward()
+            optimiser.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+    assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
