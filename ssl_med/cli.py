@@ -163,21 +163,39 @@ def parse_overrides(rest: list[str], verb: str) -> dict[str, Any]:
     """
     import yaml
 
-    from ssl_med.recipe import nearest
-
     overrides, items = {}, list(rest)
     while items:
         item = items.pop(0)
         name, equals, value = item.removeprefix("--").partition("=")
         if not item.startswith("--") or ("." not in name and name != "seed"):
-            known = [a for a in known_options(verb) if a.startswith("--")]
-            raise UserError(f"{item!r} is no option of ssl-med {verb}; {nearest(item, known)}")
+            raise UserError(unknown_option(item, verb))
         if not equals:
             if not items or items[0].startswith("--"):
                 raise UserError(f"{item} needs a value")
             value = items.pop(0)
         overrides[name] = yaml.safe_load(value)
     return overrides
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``image=file,label=`` to ``{"image": "file", "label": ""}``.
+
+    Raises:
+        UserError: a part without ``=``.
+    """
+    parts = text.split(",")
+    for part in parts:
+        if "=" not in part:
+            raise UserError(f"--columns: {part!r} is no FIELD=COLUMN, such as image=images/{{file}},patient=subject")
+    return dict(part.split("=", 1) for part in parts)
+
+
+def unknown_option(item: str, verb: str) -> str:
+    """The sentence about an option that a verb does not have."""
+    from ssl_med.recipe import nearest
+
+    known = [name for name in known_options(verb) if name.startswith("--")]
+    return f"{item!r} is no option of ssl-med {verb}; {nearest(item.partition('=')[0], known)}"
 
 
 def known_options(verb: str) -> list[str]:
@@ -195,9 +213,9 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.verb in ("pretrain", "finetune"):
         options["overrides"] = parse_overrides(rest, arguments.verb)
     elif rest:
-        raise UserError(f"ssl-med {arguments.verb} does not know {' '.join(rest)}; see ssl-med {arguments.verb} --help")
+        raise UserError(unknown_option(rest[0], arguments.verb))
     if options.get("columns"):
-        options["columns"] = dict(part.split("=", 1) for part in options["columns"].split(","))
+        options["columns"] = parse_columns(options["columns"])
     verb = getattr(importlib.import_module(f"ssl_med.verbs.{arguments.verb}"), arguments.verb)
     result = verb(**options)
     return int(arguments.verb == "doctor" and any(check.status == "fail" for check in result))

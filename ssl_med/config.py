@@ -101,6 +101,7 @@ def check_sections(config: Config) -> None:
     from ssl_med.callbacks.settings import Watching
     from ssl_med.data.module import StoreData
     from ssl_med.learner import Learner
+    from ssl_med.tasks import Task
 
     for name in config:
         if name not in SECTIONS:
@@ -117,7 +118,7 @@ def check_sections(config: Config) -> None:
         for key in config.get(section) or {}:
             if key not in valid:
                 raise UserError(f"{section}.{key}: there is no such setting; {nearest(key, valid)}")
-    check(config["task"], "task")
+    check(config["task"], "task", Task)
 
 
 RESERVED = ("logger", "callbacks", "default_root_dir", "plugins", "enable_checkpointing", "use_distributed_sampler")

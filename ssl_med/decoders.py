@@ -13,20 +13,25 @@ from ssl_med.types import Features
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def pyramid_strides(coarsest: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Strides from fine to coarse, each axis halved until it is 1.
+def pyramid_strides(strides: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Strides of the decoder's levels from fine to coarse: all those of the maps, axes halved together in between.
 
     Example:
-        (4, 16, 16) gives (1, 1, 1), (1, 2, 2), (1, 4, 4), (2, 8, 8), (4, 16, 16).
+        a ViT of patch (4, 16, 16) gives (1, 1, 1), (1, 2, 2), (1, 4, 4), (2, 8, 8), (4, 16, 16).
+
+    Args:
+        strides: of the maps, fine to coarse.
 
     Raises:
         ValueError: a stride is not a power of two.
     """
-    if any(s & (s - 1) for s in coarsest):
-        raise ValueError(f"the decoder doubles resolution step by step: strides {coarsest} must be powers of two")
-    levels = [coarsest]
-    while max(levels[0]) > 1:
-        levels.insert(0, tuple(max(s // 2, 1) if s == max(levels[0]) else s for s in levels[0]))
+    for stride in strides:
+        if any(s & (s - 1) for s in stride):
+            raise ValueError(f"the decoder doubles resolution step by step: strides {stride} must be powers of two")
+    levels = [strides[-1]]
+    for finer in [*reversed(strides[:-1]), (1,) * len(strides[-1])]:
+        while levels[0] != finer:
+            levels.insert(0, tuple(max(s // 2, end) for s, end in zip(levels[0], finer, strict=True)))
     return levels
 
 
@@ -39,9 +44,7 @@ class Upsample(nn.Module):
         super().__init__()
         steps: list[nn.Module] = []
         while start != end:
-            step = tuple(2 if s > e and s == max(start) else 1 for s, e in zip(start, end, strict=True))
-            if set(step) == {1}:  # the longest axis is there already: move the others
-                step = tuple(2 if s > e else 1 for s, e in zip(start, end, strict=True))
+            step = tuple(2 if s > e else 1 for s, e in zip(start, end, strict=True))
             steps.append(_UP[spatial_dims](channels, out_channels, step, step))
             start, channels = tuple(s // k for s, k in zip(start, step, strict=True)), out_channels
         self.steps = nn.Sequential(*steps)
@@ -81,7 +84,7 @@ class PyramidDecoder(nn.Module):
         self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.channels, self.strides = list(channels), [tuple(s) for s in strides]
         self.widths = list(widths)
-        levels = pyramid_strides(self.strides[-1])
+        levels = pyramid_strides(self.strides)
         width = [self.widths[min(i, len(self.widths) - 1)] for i in range(len(levels))]
         self.source = assign_maps(self.strides, levels)
         still = (1,) * spatial_dims
@@ -130,4 +133,4 @@ def assign_maps(strides: Sequence[tuple[int, ...]], levels: Sequence[tuple[int, 
     if len(set(strides)) == 1 and len(strides) > 1:
         count, top = len(strides), len(levels) - 1
         return {top - i: count - 1 - i for i in range(min(count, top + 1))}
-    return {levels.index(stride): index for index, stride in enumerate(strides) if stride in levels}
+    return {levels.index(stride): index for index, stride in enumerate(strides)}

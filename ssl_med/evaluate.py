@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ssl_med.backbones import Backbone
 from ssl_med.data.module import StoreData
+from ssl_med.errors import UserError
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks.base import SupervisedTask
 from ssl_med.types import Batch
@@ -109,12 +110,17 @@ def probe_scores(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_
 
     The vote is weighted by exp(cosine / 0.07) (Wu et al., arXiv 1805.01978, as in DINO); the regression sees features
     standardised by the training set.
+
+    Raises:
+        UserError: the training cases are all of one class.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(np.unique(train_y)) < 2:
+        raise UserError(f"probe: all {len(train_y)} training cases have label {train_y[:1]}; two classes are needed")
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, class_weight="balanced", tol=1e-3))
     guess = linear.fit(train, train_y).predict(test)
     return {

@@ -139,11 +139,11 @@ def model_card(card: dict[str, Any]) -> str:
 _INTENDED_USE = [
     "## Intended use",
     "",
-    "Research: a starting point for fine-tuning on labelled images of the same kind. It is not a medical device, has not",
-    "been validated for any clinical decision, and must not be used for one. It may carry the biases of its data; check",
-    "subgroups (site, scanner, sex, age) before relying on anything built on it.",
+    "Research: a starting point for fine-tuning on labelled images of the same kind. It is not a medical device, has",
+    "not been validated for any clinical decision, and must not be used for one. It may carry the biases of its data;",
+    "check subgroups (site, scanner, sex, age) before relying on anything built on it.",
     "",
     "## Licence",
     "",
-    "Code: Apache-2.0. Weights: they follow the terms of the data they were trained on, which are the owner's to state.",
+    "Code: Apache-2.0. Weights: under the terms of the data they were trained on, which are the owner's to state.",
 ]

@@ -11,10 +11,12 @@ import torch
 import yaml
 
 from ssl_med import __version__
+from ssl_med.backbones import Backbone
 from ssl_med.callbacks import AtomicCheckpointIO, newest_whole
 from ssl_med.callbacks.settings import Watching
 from ssl_med.config import RESERVED, Config
 from ssl_med.data.module import StoreData
+from ssl_med.errors import UserError
 from ssl_med.exports import export
 from ssl_med.learner import Learner
 from ssl_med.recipe import instantiate, parse, public_path
@@ -41,14 +43,18 @@ def resolve(config: Config, folder: str) -> tuple[Config, Any]:
     """All settings with their defaults as plain data, and the parser that knows how to build them.
 
     Raises:
-        UserError: a wrong type or a class that does not fit.
+        UserError: a wrong type, a class that does not fit, or no number of steps.
     """
     parser = build_parser()
     trainer = {"precision": best_precision(), **(config.get("trainer") or {})}
     seed = config.get("seed", 0)
     data = {"seed": seed, **(config.get("data") or {}), "folder": str(folder)}
+    if not isinstance(trainer.get("max_steps"), int) or trainer["max_steps"] < 1:
+        raise UserError(
+            f"trainer.max_steps: {trainer.get('max_steps')!r} is no number of steps: every schedule needs it"
+        )
     parsed = parse(parser, {**config, "trainer": trainer, "data": data})
-    return yaml.safe_load(parser.dump(parsed, skip_none=False)), parser
+    return yaml.safe_load(parser.dump(parsed, skip_unset=False)), parser
 
 
 def best_precision() -> str:
@@ -75,36 +81,58 @@ def fit(
     Returns:
         The folder of the run.
     """
+    _quiet()
     resolved, parser = resolve(config, data)
+    pl.seed_everything(resolved["seed"], verbose=False)
+    built, module = instantiate(parser, resolved), StoreData(**resolved["data"])
+    check_fit(backbone_of(built.task), module)
     folder = RunFolder(out, resolved, resume, overwrite)
     try:
-        _train(kind, resolved, parser, folder)
+        _train(kind, built, module, resolved, folder)
     finally:
         folder.close()
     return folder.path
 
 
-def _train(kind: str, resolved: Config, parser: Any, folder: RunFolder) -> None:
-    _quiet()
-    pl.seed_everything(resolved["seed"], verbose=False)
-    built = instantiate(parser, resolved)
-    module = StoreData(**resolved["data"])
+def backbone_of(task: Task) -> Backbone:
+    """The backbone that a task trains."""
+    backbone = task.exports()["backbone"] if isinstance(task, PretextTask) else getattr(task, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise UserError(f"{type(task).__name__} has no part named backbone")
+    return backbone
+
+
+def check_fit(backbone: Backbone, module: StoreData) -> None:
+    """Refuse data that the backbone cannot take.
+
+    Raises:
+        UserError: other axes or channels, or a crop that is no multiple of the patch or the coarsest stride.
+    """
+    store, name = module.store, type(backbone).__name__
+    if (backbone.spatial_dims, backbone.in_channels) != (store.spatial_dims, store.channels):
+        raise UserError(
+            f"backbone: {name} takes {backbone.spatial_dims}D images with {backbone.in_channels} channels, "
+            f"{module.folder} holds {store.spatial_dims}D with {store.channels}"
+        )
+    if any(size % step for size, step in zip(module.crop, backbone.multiple(), strict=True)):
+        raise UserError(f"data.crop: {module.crop} must be a multiple of {list(backbone.multiple())} for {name}")
+
+
+def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: RunFolder) -> None:
     learner = Learner(built.task, **_learner_arguments(resolved))
     checkpoint = newest_whole(folder.path / "checkpoints") if folder.resumes else None
     step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
     trainer = _trainer(kind, resolved["trainer"], built.watch, folder.path, step)
     facts = _facts(kind, learner.task, module, trainer, resolved)
     folder.write_state(**facts, status="running", step=step)
-    print(
-        f"{'resuming at step' if step else 'training'} {step or ''} {facts['task']} on {facts['data']['images']} images".replace(
-            "  ", " "
-        ),
-        flush=True,
-    )
-    trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
+    if folder.leads:
+        begun = f"resuming {facts['task']} at step {step}" if step else f"training {facts['task']}"
+        print(f"{begun} on {facts['data']['images']} images", flush=True)
+    try:
+        trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # how Lightning answers Ctrl+C
         folder.write_state(status="stopped", step=trainer.global_step)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from stop
     if trainer.is_global_zero:
         _finish(learner.task, module, folder, facts, trainer.global_step)
 
@@ -148,7 +176,7 @@ def _quiet() -> None:
 
 
 def _facts(kind: str, task: Task, module: StoreData, trainer: pl.Trainer, resolved: Config) -> dict[str, Any]:
-    backbone: Any = task.exports()["backbone"] if isinstance(task, PretextTask) else getattr(task, "backbone", task)
+    backbone = backbone_of(task)
     return {
         "kind": kind,
         "version": __version__,
@@ -169,9 +197,10 @@ def _facts(kind: str, task: Task, module: StoreData, trainer: pl.Trainer, resolv
 
 
 def _finish(task: Task, module: StoreData, folder: RunFolder, facts: dict[str, Any], step: int) -> None:
-    folder.write_state(status="finished", step=step)
+    folder.write_state(step=step)
     export_task(task, module, folder.path / "exports", facts | {"seconds": folder.state["seconds"]})
     progress_png(folder.path)
+    folder.write_state(status="finished")  # last: a kill before leaves a run that goes on and exports
 
 
 def export_task(task: Task, module: StoreData, folder: Path, facts: dict[str, Any]) -> list[Path]:

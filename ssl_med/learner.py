@@ -52,9 +52,12 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One forward pass; dropout and the like are seeded by the step, so that a resumed run repeats it."""
-        torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 4099 + self.global_rank)
+        parts = self.trainer.accumulate_grad_batches
+        part = self.trainer.global_step * parts + batch_idx % parts
+        torch.manual_seed((self.seed * 1_000_003 + part) * 4099 + self.global_rank)
         losses = self.task(batch, self.progress)
         self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch["image"]))
+        self.log("step", float(self.trainer.global_step + 1))  # steps done, as in checkpoints; Lightning counts from 0
         return losses["loss"]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

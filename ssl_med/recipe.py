@@ -8,9 +8,10 @@ import copy
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from ssl_med.errors import UserError
 
@@ -49,7 +50,7 @@ def _encode(value: object) -> Any:
 
 
 def public_path(cls: type) -> str:
-    """The shortest dotted path that leads to the class: ``ssl_med.backbones.ViT``, not ``ssl_med.backbones.vit.ViT``."""
+    """The shortest dotted path of a class: ``ssl_med.backbones.ViT``, not ``ssl_med.backbones.vit.ViT``."""
     package, _, _ = cls.__module__.rpartition(".")
     if package and getattr(importlib.import_module(package), cls.__qualname__, None) is cls:
         return f"{package}.{cls.__qualname__}"
@@ -69,7 +70,7 @@ def build(plan: Recipe, kind: type[T], where: str = "recipe") -> T:
     """
     from jsonargparse import ArgumentParser
 
-    check(plan, where)
+    check(plan, where, kind)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, where, required=True)
     return cast(T, instantiate(parser, {where: plan})[where])
@@ -91,29 +92,91 @@ def instantiate(parser: Any, config: Mapping[str, Any]) -> Any:
     try:
         return parser.instantiate(parsed)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(readable(str(error))) from error
+
+
+_NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value type",
+    "Expected a <class 'NoneType'>",
+    "Problem with",
+)
 
 
 def readable(message: str) -> str:
-    """jsonargparse's message without its class noise: the lines that name keys and reasons."""
+    """jsonargparse's message without its class noise: the lines that name keys and reasons, as one sentence."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("Parser key", "Problem with given class_path"))]
-    first = lines[0].removeprefix("Parser key ").replace('"', "") if lines else "invalid config"
-    return " ".join([first, *[line for line in kept if line not in first]])[:600]
+    kept = [line for line in lines if not line.startswith(_NOISE) and not (line.startswith("Given") and len(line) > 80)]
+    text = " ".join(kept or lines or ["invalid config"]).removeprefix("Parser key ").replace('"', "")
+    text = re.sub(r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is not a \2", text)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)[:600]
 
 
-def check(plan: object, where: str) -> None:
-    """Refuse unknown classes and unknown arguments anywhere in a recipe, naming the nearest valid one.
+def check(plan: object, where: str, kind: type | None = None) -> None:
+    """Refuse unknown classes, unknown arguments and wrong types anywhere in a recipe, naming the nearest valid one.
+
+    Args:
+        plan: ``{class_path, init_args}``, nested as deep as needed.
+        where: how the recipe is called in errors.
+        kind: the type the outermost class must be.
 
     Raises:
         UserError: as said; the sentence starts with the dotted key.
     """
+    if kind is not None and isinstance(plan, Mapping):
+        _check_class(where, kind, str(plan.get("class_path")))
     for key, class_path, init_args in walk(plan, where):
         target = locate(class_path, f"{key}.class_path")
-        valid = arguments(target)
-        for name in init_args:
+        valid, hints = arguments(target), _hints(target)
+        for name, value in init_args.items():
             if valid and name not in valid:
                 raise UserError(f"{key}.init_args.{name}: {class_path} has no such argument; {nearest(name, valid)}")
+            if name in hints:
+                _check_value(f"{key}.init_args.{name}", hints[name], value)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except NameError:  # a class of somebody else with names that only a type checker sees
+        return {}
+
+
+def _check_value(key: str, hint: Any, value: Any) -> None:
+    """One argument against its annotation; a recipe must name a class of the annotated kind."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        kinds = [k for k in (*get_args(hint), hint) if isinstance(k, type) and k is not type(None)]
+        if kinds:
+            _check_class(key, kinds[0], str(value["class_path"]))
+        return
+    if any(True for _ in walk(value, key)):
+        return  # a list of recipes: each is checked when the walk comes to it
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parse(parser, {"value": value})
+    except UserError as error:
+        wanted = getattr(hint, "__name__", None) or str(hint)
+        wanted = str(hint).replace("typing.", "") if get_args(hint) else wanted
+        raise UserError(f"{key}: expected {wanted}, got {value!r}") from error
+
+
+def _check_class(key: str, kind: type, class_path: str) -> None:
+    """The class a recipe names must be of a kind; a function counts by what it says it returns."""
+    target = locate(class_path, f"{key}.class_path")
+    made = target if isinstance(target, type) else _hints(target).get("return")
+    if not (isinstance(made, type) and issubclass(made, kind)):
+        valid = [public_path(cls) for cls in _concrete(kind)]
+        raise UserError(f"{key}: {class_path} is no {kind.__name__}; {nearest(class_path, valid)}")
+
+
+def _concrete(kind: type) -> list[type]:
+    found = [] if inspect.isabstract(kind) else [kind]
+    return found + [cls for child in kind.__subclasses__() for cls in _concrete(child)]
 
 
 def walk(plan: object, where: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -144,7 +207,7 @@ def locate(class_path: str, where: str) -> Any:
             raise  # the module exists; something it needs does not
         raise UserError(f"{where}: there is no module {module_path!r} (is its folder on PYTHONPATH?)") from error
     if not hasattr(module, name):
-        public = [item for item in dir(module) if not item.startswith("_")]
+        public = [item for item, value in vars(module).items() if item[0] != "_" and not inspect.ismodule(value)]
         raise UserError(f"{where}: {module_path} has no {name!r}; {nearest(name, public)}")
     return getattr(module, name)
 

@@ -1,6 +1,7 @@
 """The folder of a run: begun, resumed or refused, never mixed up with another."""
 
 import json
+import os
 import shutil
 import time
 from importlib import metadata
@@ -15,6 +16,8 @@ from ssl_med.errors import UserError
 Resume = Literal["auto", "never", "must"]
 _SAFE = ("watch", "data.num_workers", "trainer.devices", "trainer.num_nodes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
+_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json"}
+"""What a start leaves that failed or was killed before ``run.json`` was written."""
 
 
 class RunFolder:
@@ -33,22 +36,37 @@ class RunFolder:
 
     def __init__(self, path: str | Path, config: Config, resume: Resume = "auto", overwrite: bool = False) -> None:
         self.path, self.config = Path(path), config
+        self.leads = is_leader()
+        self.state: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "seconds": 0.0}
+        self._began = time.monotonic()
+        if self.leads:
+            self._claim(resume, overwrite)
+        self.resumes = not overwrite and bool(self.read_state())
+
+    def _claim(self, resume: Resume, overwrite: bool) -> None:
+        """Check, lock and, if asked, empty the folder: nothing is touched before the folder is known to be ours."""
         state = self.read_state()
-        if overwrite and state:
-            self._remove()
-            state = {}
-        self.resumes = bool(state)
-        if resume == "must" and not state:
-            raise UserError(f"{self.path} holds no run to resume")
-        if state:
-            self._refuse_if_other(state, resume)
-        elif self.path.exists() and any(self.path.iterdir()):
+        if not state and self._foreign():
             raise UserError(f"{self.path} is not empty and holds no run of ssl-med; give another --out")
+        if resume == "must" and (overwrite or not state):
+            raise UserError(f"{self.path} holds no run to resume")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        self.state: dict[str, Any] = state or {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "seconds": 0.0}
-        (self.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        self._began = time.monotonic()
+        try:
+            if overwrite:
+                self._remove()
+            elif state := self.read_state():  # read anew: another process may have finished the run meanwhile
+                self._refuse_if_other(state, resume)
+                self.state = state
+            write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        except UserError:
+            self._lock.close()
+            raise
+
+    def _foreign(self) -> bool:
+        """Something lies here that is not left by a start that failed or was killed before the run began."""
+        names = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
+        return bool(names) and (".lock" not in names or not names <= _OF_A_START)
 
     def read_state(self) -> dict[str, Any]:
         """What ``run.json`` says; empty without one."""
@@ -60,9 +78,8 @@ class RunFolder:
         now = time.monotonic()
         self.state |= {**facts, "seconds": self.state["seconds"] + now - self._began}
         self._began = now
-        temporary = self.path / ".run.json"
-        temporary.write_text(json.dumps(self.state, indent=1))
-        temporary.replace(self.path / "run.json")
+        if self.leads:
+            write_whole(self.path / "run.json", json.dumps(self.state, indent=1))
 
     def _refuse_if_other(self, state: dict[str, Any], resume: Resume) -> None:
         ways = (
@@ -80,7 +97,8 @@ class RunFolder:
 
     def _remove(self) -> None:
         for item in self.path.iterdir():
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
+            if item.name != ".lock":  # held by this process: a new one would let another process in
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
 
     def _take_lock(self) -> TextIO:
         """Held while the process lives; the system gives it back after a crash."""
@@ -90,14 +108,29 @@ class RunFolder:
         except ImportError:  # Windows: no lock
             return file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not kept alive by orphaned loader workers
         except OSError as error:
+            file.close()
             raise UserError(f"{self.path} is in use by another process; wait for it or give another --out") from error
         return file
 
     def close(self) -> None:
         """Give the folder free."""
-        self._lock.close()
+        if self.leads:
+            self._lock.close()
+
+
+def is_leader() -> bool:
+    """The one process of a run that writes; the launchers (Lightning, torchrun, SLURM) number processes so."""
+    numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in numbers)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

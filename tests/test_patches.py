@@ -44,7 +44,9 @@ def test_centres_are_in_the_order_of_the_tokens() -> None:
     """An image whose voxels hold their own patch index, cut into patches, gives the centres."""
     grid, patch = (2, 3, 4), (2, 1, 3)
     space = [g * p for g, p in zip(grid, patch, strict=True)]
-    cells = torch.stack(torch.meshgrid(*[torch.arange(s) // p for s, p in zip(space, patch, strict=True)], indexing="ij"))
+    cells = torch.stack(
+        torch.meshgrid(*[torch.arange(s) // p for s, p in zip(space, patch, strict=True)], indexing="ij")
+    )
     tokens = patchify(cells[None].float(), patch).reshape(24, -1, 3)
     assert torch.equal(tokens[:, 0], patch_centres(grid))
     assert torch.equal(tokens[:, -1], patch_centres(grid))

@@ -11,9 +11,13 @@ from ssl_med.ops.positions import rotary_angles, rotate, sincos
 
 def test_sincos_is_the_table_of_transformers_with_the_axes_swapped() -> None:
     """Transformers' ViTMAE follows the official code, which writes the last axis first."""
-    from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
+    from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
-    theirs = get_2d_sincos_pos_embed(32, 5)
+    config = ViTMAEConfig(hidden_size=32, num_attention_heads=2, image_size=20, patch_size=4)
+    embeddings = ViTMAEEmbeddings(config)
+    embeddings.initialize_weights()
+    theirs = embeddings.position_embeddings[0, 1:].detach().numpy()
     swapped = np.concatenate([theirs[:, 16:], theirs[:, :16]], 1)
     assert np.allclose(sincos(patch_centres((5, 5)), 32).numpy(), swapped, atol=1e-6)
 

@@ -6,7 +6,7 @@ STEPS = [i / 200 for i in range(201)]
 
 
 def test_linear_by_hand() -> None:
-    assert [linear(p, 2, 6) for p in (0, 0.25, 1)] == [2, 3, 6]
+    assert [linear(p, 2.0, 6.0) for p in (0.0, 0.25, 1.0)] == [2, 3, 6]
 
 
 def test_cosine_is_that_of_lightly() -> None:
@@ -27,10 +27,10 @@ def test_warmup_cosine_is_that_of_lightly() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5])
 def test_warmup_cosine_ends(warmup: float) -> None:
-    assert warmup_cosine(0, warmup, 3.0, 0.5) == (0 if warmup else 3.0)
+    assert warmup_cosine(0.0, warmup, 3.0, 0.5) == (0 if warmup else 3.0)
     assert warmup_cosine(warmup, warmup, 3.0, 0.5) == pytest.approx(3.0)
     assert warmup_cosine((1 + warmup) / 2, warmup, 3.0, 0.5) == pytest.approx(1.75)
-    assert warmup_cosine(1, warmup, 3.0, 0.5) == pytest.approx(0.5)
+    assert warmup_cosine(1.0, warmup, 3.0, 0.5) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5])

@@ -28,7 +28,7 @@ class TimmBackbone(Backbone):
 
         self.spatial_dims, self.name, self.in_channels = 2, name, in_channels
         self.pretrained, self.image_size = pretrained, image_size
-        size = {"img_size": image_size} if image_size else {}
+        size: dict[str, Any] = {"img_size": image_size} if image_size else {}
         self.model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, features_only=True, **size)
         info: Any = self.model.feature_info
         self.channels = list(info.channels())
@@ -67,7 +67,7 @@ class MonaiBackbone(Backbone):
         super().__init__()
         self.name, self.spatial_dims, self.in_channels, self.width = name, spatial_dims, in_channels, width
         self.network = getattr(self, f"_{name.lower()}")()
-        size = 64
+        size = 32  # the largest stride of the three
         with torch.no_grad():
             maps = self._maps(torch.zeros(1, in_channels, *[size] * spatial_dims))
         self.channels = [m.shape[1] for m in maps]

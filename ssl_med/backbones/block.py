@@ -1,6 +1,5 @@
 """The transformer block, with timm's parameter names."""
 
-import torch
 from jaxtyping import Float
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
@@ -76,4 +75,4 @@ def init_as_vit(module: nn.Module) -> None:
 
 def drop_path_rates(peak: float, depth: int) -> list[float]:
     """Stochastic depth that grows linearly from 0 to ``peak`` over the blocks (arXiv 1603.09382)."""
-    return torch.linspace(0, peak, depth).tolist()
+    return [peak * number / max(depth - 1, 1) for number in range(depth)]

@@ -4,6 +4,7 @@ Positions are computed for the grid at hand, so no image size stands in a config
 have the part, see :mod:`ssl_med.backbones.weights`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -52,7 +53,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch: tuple[int, ...], in_channels: int, dim: int) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(in_channels * int(torch.tensor(patch).prod()), dim)
+        self.proj = nn.Linear(in_channels * math.prod(patch), dim)
 
     def forward(self, image: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n d"]:
         """(b, c, \\*space) -> (b, n, d), tokens in raster order."""
@@ -134,7 +135,7 @@ class ViT(Backbone):
             return None
         if self.grid is None:
             raise ValueError("positions='learned' need grid=[...], the number of patches along each axis")
-        return nn.Parameter(torch.zeros(1, int(torch.tensor(self.grid).prod()), self.embed_dim))
+        return nn.Parameter(torch.zeros(1, math.prod(self.grid), self.embed_dim))
 
     @property
     def prefix(self) -> int:
@@ -212,6 +213,11 @@ def resize_positions(
     """Interpolate learned positions to another grid of the same rank (bicubic in 2D, linear elsewhere)."""
     if old == new:
         return table
-    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
-    field = table.transpose(1, 2).reshape(1, -1, *old)
-    return nn.functional.interpolate(field, size=new, mode=mode).flatten(2).transpose(1, 2)
+    field = table.reshape(*old, -1).movedim(-1, 0)
+    if len(old) == 2:
+        return nn.functional.interpolate(field[None], size=new, mode="bicubic").flatten(2).transpose(1, 2)
+    for axis, size in enumerate(new, 1):  # one axis after the other: torch has no call for four
+        lines = field.movedim(axis, -1)
+        field = nn.functional.interpolate(lines.flatten(1, -2), size=size, mode="linear")
+        field = field.reshape(*lines.shape[:-1], size).movedim(-1, axis)
+    return field.flatten(1).transpose(0, 1)[None]

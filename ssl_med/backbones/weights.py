@@ -74,7 +74,7 @@ def load_timm_vit(backbone: ViT, state: dict[str, Tensor], at_least: float = 0.9
 
 
 def _split_positions(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm gives the class token a row of the position table; ours stands before the table, so the row moves into it."""
+    """timm gives the class token a row of the position table; ours has none, so the row moves into the token."""
     table = state.get("pos_embed")
     if table is None or "cls_token" not in state or float(table.shape[1] ** 0.5).is_integer():
         return state

@@ -33,9 +33,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 os.fsync(file.fileno())
             _hash_file(path).write_text(sha256_of(temporary))
             temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)  # there only if the save failed
         _sync_folder(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -94,6 +93,7 @@ class Checkpoints(pl.Callback):
 
 def point_to(path: Path) -> None:
     """Make ``last.ckpt`` another name of a checkpoint, in one step; a copy where the file system has no hard links."""
+    shutil.copyfile(_hash_file(path), _hash_file(path.with_name("last.ckpt")))
     temporary = path.with_name(".last.ckpt.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -105,8 +105,9 @@ def point_to(path: Path) -> None:
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint of a run whose content is what was saved; leftovers of killed saves are removed."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+    orphans = [record for record in folder.glob("*.sha256") if not record.with_suffix("").exists()]
+    for leftover in [*folder.glob(".*.tmp"), *orphans]:
+        leftover.unlink(missing_ok=True)
     for path in sorted(folder.glob("step=*.ckpt"), reverse=True):
         if is_whole(path):
             return path

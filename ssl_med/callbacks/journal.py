@@ -10,22 +10,28 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 
 class JsonLines(Logger):
-    """``metrics.jsonl``: one object a line, the exact numbers.
+    """``metrics.jsonl``: one object a line, the exact numbers; ``step`` is the number of steps done.
 
     Args:
         folder: of the run.
-        resume_step: lines of later steps are dropped, since these steps are run again.
+        resume_step: lines of later steps are dropped, since these steps are run again; all of them at step 0.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         super().__init__()
         self.path = folder / "metrics.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= resume_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self._drop_after(resume_step)
+
+    @rank_zero_only
+    def _drop_after(self, step: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() and step else []
+        temporary = self.path.with_name(f".{self.path.name}")
+        temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        temporary.replace(self.path)
 
     @property
     def name(self) -> str:
@@ -37,6 +43,7 @@ class JsonLines(Logger):
         """Not used."""
         return ""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line; numbers that are not finite become strings, since JSON has none."""
         values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items() if k != "epoch"}
@@ -49,7 +56,7 @@ class JsonLines(Logger):
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return math.inf  # cut off by a kill
 

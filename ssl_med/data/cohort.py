@@ -11,8 +11,8 @@ from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import nibabel
 import numpy as np
+from nibabel import nifti1
 from scipy.interpolate import PchipInterpolator, make_interp_spline
 from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -94,7 +94,7 @@ def load_template() -> Template:
     files = [folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")]
     if not all(file.is_file() for file in files):
         raise UserError('This nilearn has no 1 mm MNI152 maps: python -m pip install "ssl_med[demo]" --upgrade')
-    images = [nibabel.nifti1.load(file) for file in files]
+    images = [nifti1.load(file) for file in files]
     t1, grey, white = (np.asarray(image.dataobj) for image in images)
     maps = np.stack([t1, np.where(t1 > 0, np.uint8(255), np.uint8(0)), grey, white])
     return Template(maps.astype(np.float32) / 255, np.asarray(images[0].affine))

@@ -69,7 +69,8 @@ class CropDataset(Dataset[Sample]):
         foreground: float = 0.0,
         masks: bool = False,
     ) -> None:
-        self.store, self.rows, self.crop, self.policy, self.seed = store, rows, crop, policy, seed
+        self.store, self.rows, self.crop, self.seed = store, rows, crop, seed
+        self.policy: Policy = policy
         self.foreground, self.masks = foreground, masks
         self.order = GlobalOrder(len(rows), seed)
         self.padded = any(n < c for row in rows for n, c in zip(row.shape[1:], crop, strict=True))
@@ -98,7 +99,8 @@ class WholeDataset(Dataset[Sample]):
     def __init__(
         self, store: Store, rows: list[Row], policy: Policy, least: list[int], multiple: list[int], masks: bool = False
     ) -> None:
-        self.store, self.rows, self.policy, self.least, self.multiple = store, rows, policy, least, multiple
+        self.store, self.rows, self.least, self.multiple = store, rows, least, multiple
+        self.policy: Policy = policy
         self.masks = masks
 
     def __len__(self) -> int:

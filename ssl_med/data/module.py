@@ -45,7 +45,8 @@ class StoreData(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.folder, self.batch_size, self.intensity = folder, batch_size, intensity
+        self.folder, self.batch_size = folder, batch_size
+        self.intensity: Policy = intensity
         self.targets, self.labels, self.labels_seed = targets, labels, labels_seed
         self.foreground, self.num_workers, self.seed = foreground, num_workers, seed
         self.store = Store(folder)
@@ -76,9 +77,7 @@ class StoreData(pl.LightningDataModule):
     def crops(self, split: str = "train") -> CropDataset:
         """Random crops of a split."""
         masks = self.targets == "mask"
-        return CropDataset(
-            self.store, self.rows(split), self.crop, self.intensity, self.seed, self.foreground, masks
-        )
+        return CropDataset(self.store, self.rows(split), self.crop, self.intensity, self.seed, self.foreground, masks)
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches, beginning at the trainer's step."""

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -40,7 +40,7 @@ class Outcome:
 
 def source_of(record: Record) -> str:
     """Changes when a file of the record changes (name, size, time), or what the folder says of it."""
-    parts = [repr((record.name, record.item, record.label, record.patient, record.split, record.modality))]
+    parts = [repr(replace(record, files=(), mask=None))]
     for path in (*record.files, *([record.mask] if record.mask else [])):
         if path.exists():  # a missing file is told when it is read
             state = path.stat()
@@ -61,7 +61,7 @@ def prepare_one(record: Record, folder: Path, key: bytes) -> Outcome:
         mask = read_mask(record, image)
     except Unreadable as error:
         return Outcome(source, record.name, None, str(error))
-    if mask is not None and set(np.unique(mask)) == {0, 255}:
+    if mask is not None and mask.max() == 255 and set(np.unique(mask)) <= {0, 255}:
         mask = (mask > 0).astype(mask.dtype)  # masks painted black and white
     name = keyed(key, record.name)
     write_array(folder / "images" / f"{name}.b2nd", image.array)
@@ -122,13 +122,17 @@ class Journal:
             except json.JSONDecodeError:
                 continue  # the line that a kill cut off: its image is done again
             row = Row(**entry["row"]) if entry["row"] else None
-            self.done[entry["source"]] = Outcome(
+            self.done[entry["name"]] = Outcome(
                 entry["source"], entry["name"], row, entry["reason"], tuple(entry["warnings"])
             )
 
+    def knows(self, record: Record) -> bool:
+        """The record was done, and is as it was then."""
+        return record.name in self.done and self.done[record.name].source == source_of(record)
+
     def add(self, outcome: Outcome) -> None:
         """Append one outcome."""
-        self.done[outcome.source] = outcome
+        self.done[outcome.name] = outcome  # only the last: the store holds one version of a file
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
 
@@ -173,16 +177,13 @@ def build_store(
         UserError: no usable image, or too many bad ones.
     """
     journal = Journal(folder)
-    sources = {source_of(record): record for record in records}
-    todo = [r for s, r in sources.items() if not _is_done(journal.done.get(s), folder)]
-    began = time.monotonic()
-    work = partial(prepare_one, folder=folder, key=journal.key)
-    for number, outcome in enumerate(run_all(todo, work, workers), 1):
-        journal.add(outcome)
-        if number in (1, len(todo)) or number % 50 == 0:
-            left = (time.monotonic() - began) / number * (len(todo) - number)
-            say(f"prepared {number}/{len(todo)}, about {left:.0f} s left")
-    outcomes = [journal.done[source] for source in sources]
+    fresh = [record for record in records if not journal.knows(record)]
+    _prepare_all(fresh, folder, journal, workers, say)
+    kept, _ = _one_kind([o for record in records if (o := journal.done[record.name]).row])
+    lost_names = {outcome.name for outcome in kept if not _is_stored(outcome, folder)}
+    lost = [record for record in records if record.name in lost_names]
+    _prepare_all(lost, folder, journal, workers, say)
+    outcomes = [journal.done[record.name] for record in records]
     kept, aside = _one_kind([o for o in outcomes if o.row])
     refused = [o for o in outcomes if not o.row]
     _write_private(folder, records, outcomes, aside)
@@ -192,15 +193,26 @@ def build_store(
     rows = assign_splits([o.row for o in kept if o.row])
     facts = {"spatial_dims": len(rows[0].shape) - 1, "channels": rows[0].shape[0], "class_names": class_names}
     write_index(folder, rows, facts)
-    _sweep(folder, {row.id for row in rows})
+    _sweep(folder, rows)
     reasons = Counter(o.reason for o in refused) | Counter(o.reason for o in aside)
-    return {"images": len(rows), "new": len(todo), "refused": dict(reasons), "set_aside": len(aside)}
+    return {"images": len(rows), "new": len(fresh) + len(lost), "refused": dict(reasons), "set_aside": len(aside)}
 
 
-def _is_done(outcome: Outcome | None, folder: Path) -> bool:
-    if outcome is None:
-        return False
-    return outcome.row is None or (folder / "images" / f"{outcome.row.id}.b2nd").exists()
+def _prepare_all(records: list[Record], folder: Path, journal: Journal, workers: int, say: Any) -> None:
+    began = time.monotonic()
+    work = partial(prepare_one, folder=folder, key=journal.key)
+    for number, outcome in enumerate(run_all(records, work, workers), 1):
+        journal.add(outcome)
+        if number in (1, len(records)) or number % 50 == 0:
+            left = (time.monotonic() - began) / number * (len(records) - number)
+            say(f"prepared {number}/{len(records)}, about {left:.0f} s left")
+
+
+def _is_stored(outcome: Outcome, folder: Path) -> bool:
+    """The files of an outcome's row are there: a person may have removed them, or the image was set aside before."""
+    row = outcome.row
+    parts = ("images", "masks") if row and row.has_mask else ("images",)
+    return row is not None and all((folder / part / f"{row.id}.b2nd").exists() for part in parts)
 
 
 def _one_kind(outcomes: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
@@ -236,14 +248,13 @@ def _write_private(folder: Path, records: list[Record], outcomes: list[Outcome],
             csv.writer(file).writerows(lines)
 
 
-def _sweep(folder: Path, ids: set[str]) -> None:
-    """Remove what no row names: images of removed files and leftovers of killed runs."""
-    for part in ("images", "masks"):
-        for path in (folder / part).glob("*.b2nd"):
+def _sweep(folder: Path, rows: list[Row]) -> None:
+    """Remove what no row names: images and masks of removed files, and leftovers of killed runs."""
+    named = {"images": {row.id for row in rows}, "masks": {row.id for row in rows if row.has_mask}}
+    for part, ids in named.items():
+        for path in (folder / part).glob("*.b2nd"):  # dot files too
             if path.stem not in ids:
                 path.unlink()
-        for path in (folder / part).glob(".*.b2nd"):
-            path.unlink()
 
 
 def disk_estimate(records: list[Record], folder: Path) -> tuple[int, int]:

@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pydicom.data
+from nibabel import nifti1
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -115,7 +115,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def nifti_bytes(array: np.ndarray, affine: np.ndarray) -> bytes:
     """A gzipped NIfTI-1 file in scanner coordinates with nothing in its header but geometry and ``synthetic``."""
-    image = nibabel.nifti1.Nifti1Image(array, affine)
+    image = nifti1.Nifti1Image(array, affine)
     image.header["descrip"] = b"synthetic"
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")

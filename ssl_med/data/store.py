@@ -81,9 +81,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.b2nd")
     temporary.unlink(missing_ok=True)
-    blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, cparams=params
-    )
+    voxels: Any = np.ascontiguousarray(array)
+    blosc2.asarray(voxels, urlpath=str(temporary), mode="w", chunks=chunks, blocks=blocks, cparams=params)
     temporary.replace(path)
 
 
@@ -128,7 +127,7 @@ class Store:
         """Voxels (c, \\*size) from corner ``start``; the whole image without them. Only the chunks touched are read."""
         import blosc2
 
-        array = blosc2.open(str(self.folder / part / f"{row.id}.b2nd"), mode="r", dparams={"nthreads": 1})
+        array: Any = blosc2.open(str(self.folder / part / f"{row.id}.b2nd"), mode="r", dparams={"nthreads": 1})
         if start is None or size is None:
             return np.asarray(array[:])
         window = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))

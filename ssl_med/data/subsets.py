@@ -50,8 +50,8 @@ def labelled_subset(rows: list[Row], labels: int | float | None, seed: int) -> l
     shuffled = [[patients[i] for i in rng.permutation(len(patients))] for _, patients in sorted(groups.items())]
     places = sorted(((n + 0.5) / len(group), g, n) for g, group in enumerate(shuffled) for n in range(len(group)))
     order = [shuffled[g][n] for _, g, n in places]
-    count = labels if isinstance(labels, int) and labels >= 1 else max(1, round(float(labels) * len(order)))
-    if not 0 < count <= len(order):
+    count = labels if isinstance(labels, int) else max(1, round(labels * len(order)))
+    if labels <= 0 or count > len(order):
         raise UserError(f"labels: asked for {labels} labelled patients, the training split has {len(order)}")
     chosen = set(order[:count])
     return [row for row in rows if row.patient in chosen]

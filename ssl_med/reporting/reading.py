@@ -59,7 +59,9 @@ class Run:
     @property
     def is_finetune(self) -> bool:
         """Whether this run measured the worth of weights rather than making them."""
-        return self.info.get("kind") in ("finetune", "comparison") or (self.table is not None and "kind" not in self.info)
+        return self.info.get("kind") in ("finetune", "comparison") or (
+            self.table is not None and "kind" not in self.info
+        )
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Task(nn.Module, ABC):
         return {}
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Groups of parameters from input to output for layer-wise learning rates; what is in no group counts as last."""
+        """Groups of parameters from input to output for layer-wise rates; what is in no group counts as last."""
         return []
 
 

@@ -170,7 +170,8 @@ def verdict(metric: str, mean: float, low: float | None, high: float | None, cou
     words = metric.replace("_", " ")
     if low is None or high is None:
         side = "above" if mean > 0 else "below"
-        return f"Pretrained {words} is {abs(mean):.3f} {side} scratch in one run each: too few to say that pretraining helps or harms."
+        told = "too few to say that pretraining helps or harms"
+        return f"Pretrained {words} is {abs(mean):.3f} {side} scratch in one run each: {told}."
     interval = f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {count} seeds)"
     if low > 0:
         return f"Pretraining helped: {words} {interval}."

@@ -21,6 +21,8 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     Raises:
         UserError: no image found, or none that the model can take.
     """
+    from dataclasses import replace
+
     from ssl_med.data.index import find_images
     from ssl_med.data.readers import read
     from ssl_med.data.record import Unreadable
@@ -44,6 +46,11 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
         if seen != (card["input"]["spatial_dims"], card["input"]["channels"]):
             refused.append((record.name, f"{seen[0]}D with {seen[1]} channels is not what the model was trained on"))
             continue
+        modality = _modality(image.modality, card)
+        if modality is None:
+            refused.append((record.name, "its modality is unknown, and the model was trained on several with CT"))
+            continue
+        image = replace(image, modality=modality)
         found, space = _predict_one(task, card, image), image.array.shape[1:]
         done += 1
         if found.ndim == 1:
@@ -58,6 +65,14 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
         raise UserError(f"{data}: none of the {len(records)} images can be predicted")
     print(f"predicted {done} of {len(records)} images: {out}")
     return out
+
+
+def _modality(found: str, card: dict[str, Any]) -> str | None:
+    """What the file says, else the only modality of the training; None where a guess could scale CT wrongly."""
+    trained = list(card["data"]["modalities"])
+    if found or (len(trained) > 1 and "CT" not in trained):
+        return found
+    return trained[0] if len(trained) == 1 else None
 
 
 def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:

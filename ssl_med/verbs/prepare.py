@@ -12,7 +12,7 @@ def prepare(
     workers: int = 1,
     max_bad_share: float = 0.5,
 ) -> dict[str, Any]:
-    """Read every image once, check it, and keep it where crops can be read fast. Repeat the command to bring it up to date.
+    """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
     Args:
         data: folder of scans: DICOM, NIfTI, PNG, JPEG, TIFF, NPY, NPZ.
@@ -32,11 +32,11 @@ def prepare(
     from ssl_med.data.prepare import build_store, disk_estimate
     from ssl_med.errors import UserError
 
-    data, out = Path(data), Path(out)
+    data, out, table = Path(data), Path(out), Path(manifest) if manifest else None
     if not data.exists():
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
-    layout = describe_layout(data, manifest and Path(manifest), columns)
-    records = list(find_images(data, manifest and Path(manifest), columns))
+    layout = describe_layout(data, table, columns)
+    records = list(find_images(data, table, columns))
     need, free = disk_estimate(records, out)
     print(
         f"{layout.name}: {len(records)} images, {need / 1e6:.0f} MB of sources, {free / 1e9:.0f} GB free for the store"

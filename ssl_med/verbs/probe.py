@@ -41,6 +41,6 @@ def probe(
     scores |= {f"{name}_random": value for name, value in twin.items()}
     for name in ("knn", "linear"):
         print(
-            f"{name:7} {scores[name]:.3f}   random weights {scores[f'{name}_random']:.3f}   (balanced accuracy, {split})"
+            f"{name:7} {scores[name]:.3f}   random weights {scores[f'{name}_random']:.3f}   balanced accuracy, {split}"
         )
     return scores

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.config
+import pydicom.filereader
 from nibabel.affines import voxel_sizes
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ _CHUNK = 1 << 22
 """Bytes read at a time: a stream that lies about its length costs no more memory than this beyond its honest part."""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An open file, gzip stream or member of a zip file."""
 

@@ -190,8 +190,8 @@ def _complaints(header_class: type[Nifti1Header], block: bytes) -> tuple[str, ..
 def _check_pixdim(raw: Nifti1Header) -> None:
     """Spacing of zero is only harmless where an sform replaces it; nibabel would mend it to 1 mm."""
     axes = min(3, int(raw["dim"][0]))
-    steps = raw["pixdim"][1 : axes + 1]
-    if raw["sform_code"] <= 0 and not (np.isfinite(steps).all() and (steps > 0).all()):
+    steps = np.array(raw["pixdim"], np.float64)[1 : axes + 1]
+    if int(raw["sform_code"]) <= 0 and not (np.isfinite(steps).all() and (steps > 0).all()):
         raise Unreadable(f"spacing {tuple(steps.tolist())} is not positive and finite")
 
 
@@ -220,12 +220,12 @@ def _skip(stream: Stream, count: int) -> None:
 def _affine(header: Nifti1Header) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         affine = np.array(header.get_best_affine(), np.float64)
-        unit = header.get_xyzt_units()[0]
+        unit = str(header.get_xyzt_units()[0])
     except (HeaderDataError, KeyError, ValueError):
         raise Unreadable("header holds no usable affine") from None
     check_affine(affine)
     warnings: tuple[str, ...] = ()
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
         warnings = ("no orientation in the header: left and right are a guess",)
     if _MILLIMETRES[unit] != 1.0:
         affine[:3] *= _MILLIMETRES[unit]
@@ -244,7 +244,7 @@ def _scaled(raw: np.ndarray, source: _Source) -> np.ndarray:
         slope, intercept = source.header.get_slope_inter()
     except HeaderDataError:
         raise Unreadable("scale or intercept of the header is not finite") from None
-    if slope is None or (slope, intercept) == (1.0, 0.0):
+    if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
         return stored[..., None]
     with np.errstate(over="ignore"):
         return (stored.astype(np.float64) * slope + intercept).astype(np.float32)[..., None]

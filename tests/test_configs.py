@@ -1,0 +1,58 @@
+"""Every shipped config: found by name, understood by the whole parser, and its task can be built."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_med.config import find_config, load_config, short_names
+from ssl_med.fit import resolve
+from ssl_med.recipe import build
+from ssl_med.tasks import PretextTask, SupervisedTask
+
+PRETRAIN, FINETUNE = short_names("pretrain"), short_names("finetune")
+BACKBONE = {"class_path": "ssl_med.backbones.ViT", "init_args": {"patch": 8, "embed_dim": 24, "depth": 2, "heads": 2}}
+
+
+def task_of(config: dict, kind: type) -> nn.Module:
+    """Built without memory: the large ones have hundreds of millions of weights."""
+    with torch.device("meta"):
+        return build(copy.deepcopy(config["task"]), kind, "task")
+
+
+def test_the_two_lists_hold_the_documented_names():
+    assert {"mae_2d", "mae_3d", "smoke/mae_2d", "smoke/mae_3d", "demo_mae_3d"} <= set(PRETRAIN)
+    assert {"classify", "segment_2d", "segment_3d", "smoke/classify", "smoke/segment"} <= set(FINETUNE)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_configs(name):
+    config = load_config(name, "pretrain")
+    resolved, _ = resolve(config, "store")
+    task = task_of(config, PretextTask)
+    backbone = task.exports()["backbone"]
+    crop = config["data"]["crop"]
+    crop = [crop] * backbone.spatial_dims if isinstance(crop, int) else crop
+    assert all(size % step == 0 for size, step in zip(crop, backbone.multiple(), strict=True))
+    assert resolved["trainer"]["max_steps"] >= 1
+    assert str(backbone.spatial_dims) + "d" in name
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetuning_configs(name):
+    config = load_config(name, "finetune")
+    axes = 3 if "3d" in name else 2
+    task = config["task"].setdefault("init_args", {})
+    task |= {"classes": 3, "window": [16] * axes, "backbone": copy.deepcopy(BACKBONE)}
+    task["backbone"]["init_args"]["spatial_dims"] = axes
+    resolve(config, "store")
+    built = task_of(config, SupervisedTask)
+    assert built.metric == {"mask": "dice", "label": "balanced_accuracy"}[config["data"]["targets"]]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("pretrain", n) for n in PRETRAIN] + [("finetune", n) for n in FINETUNE])
+def test_each_begins_by_saying_what_it_is(kind, name):
+    first = find_config(name, kind).read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20

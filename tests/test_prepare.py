@@ -1,0 +1,259 @@
+"""Preparing: idempotent, resumable, the same with any number of processes, and strict about what it takes."""
+
+import csv
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stores import build, picture, save_nifti, store_of, volume, volumes
+
+from ssl_med.data.index import find_images
+from ssl_med.data.prepare import Journal, keyed
+from ssl_med.data.store import Store, content_hash
+from ssl_med.errors import UserError
+
+
+def files_of(store: Path) -> set[str]:
+    return {f"{part}/{p.name}" for part in ("images", "masks") for p in (store / part).glob("*")}
+
+
+def contents(store: Store) -> list[dict]:
+    """Rows without what depends on the store's key."""
+    return [asdict(replace(row, id="", patient="")) for row in store.rows]
+
+
+def quarantine(store: Path) -> dict[str, str]:
+    with (store / "private" / "quarantine.csv").open(newline="") as file:
+        return {Path(path).name: reason for path, reason in csv.reader(file)}
+
+
+def test_a_second_time_does_nothing(tmp_path):
+    source, store = volumes(tmp_path / "in", 4), tmp_path / "store"
+    assert build(source, store) == {"images": 4, "new": 4, "refused": {}, "set_aside": 0}
+    before = {p: p.stat().st_mtime_ns for p in (store / "images").iterdir()}
+    rows = Store(store).rows
+    assert build(source, store)["new"] == 0
+    assert Store(store).rows == rows
+    assert {p: p.stat().st_mtime_ns for p in (store / "images").iterdir()} == before
+
+
+def test_a_changed_file_is_done_again_and_only_that(tmp_path):
+    source, store = volumes(tmp_path / "in", 4), tmp_path / "store"
+    build(source, store)
+    old = Store(store)
+    save_nifti(source / "images" / "case_2.nii.gz", volume(99)[0])
+    assert build(source, store)["new"] == 1
+    new = Store(store)
+    assert [a.sha256 == b.sha256 for a, b in zip(old.rows, new.rows, strict=True)] == [True, True, False, True]
+    assert [row.id for row in old.rows] == [row.id for row in new.rows]
+    assert all(content_hash(new.read(row)) == row.sha256 for row in new.rows)
+
+
+def test_a_file_put_back_is_done_again(tmp_path):
+    """Size and time are then those of an earlier line of the journal, but the voxels stored are not."""
+    source, store = volumes(tmp_path / "in", 2), tmp_path / "store"
+    path, kept = source / "images" / "case_0.nii.gz", tmp_path / "kept.nii.gz"
+    build(source, store)
+    shutil.copy2(path, kept)
+    save_nifti(path, volume(99)[0])
+    build(source, store)
+    shutil.copy2(kept, path)
+    build(source, store)
+    opened = Store(store)
+    assert all(content_hash(opened.read(row)) == row.sha256 for row in opened.rows)
+    assert np.array_equal(opened.read(opened.rows[0]), volume(0)[0].transpose(2, 1, 0)[None])
+
+
+def test_a_removed_file_leaves_nothing_behind(tmp_path):
+    source, store = volumes(tmp_path / "in", 3), tmp_path / "store"
+    build(source, store)
+    gone = Store(store).rows[1].id
+    (source / "images" / "case_1.nii.gz").unlink()
+    manifest = source / "manifest.csv"
+    kept = [line for line in manifest.read_text().splitlines() if "case_1" not in line]
+    manifest.write_text("\n".join(kept) + "\n")
+    assert build(source, store) == {"images": 2, "new": 0, "refused": {}, "set_aside": 0}
+    assert not [name for name in files_of(store) if gone in name]
+    assert len(files_of(store)) == 4
+
+
+def test_a_removed_mask_leaves_nothing_behind(tmp_path):
+    source, store = volumes(tmp_path / "in", 2), tmp_path / "store"
+    build(source, store)
+    (source / "labels" / "case_0.nii.gz").unlink()
+    build(source, store)
+    rows = Store(store).rows
+    assert [row.has_mask for row in rows] == [False, True]
+    assert [p.stem for p in (store / "masks").iterdir()] == [rows[1].id]
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_files_that_were_lost_are_made_again(tmp_path, part):
+    source, store = volumes(tmp_path / "in", 2), tmp_path / "store"
+    build(source, store)
+    before = files_of(store)
+    next((store / part).iterdir()).unlink()
+    assert build(source, store)["new"] == 1
+    assert files_of(store) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import ssl_med.data.prepare as prepare
+from ssl_med.data.index import find_images
+if __name__ == "__main__":
+    real, done = prepare.prepare_one, []
+    def deadly(record, folder, key):
+        if len(done) == int(sys.argv[3]):
+            prepare.write_array(folder / "images" / "half.b2nd", prepare.read(record).array)
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(record)
+        return real(record, folder, key)
+    prepare.prepare_one = deadly
+    prepare.build_store(list(find_images(Path(sys.argv[1]))), Path(sys.argv[2]), [])
+"""
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_killed_and_repeated_is_the_same_as_uninterrupted(tmp_path, after):
+    source = volumes(tmp_path / "in", 5)
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "store"), str(after)]
+    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="not a store"):
+        Store(tmp_path / "store")
+    with (tmp_path / "store" / "private" / "journal.jsonl").open("a") as journal:
+        journal.write('{"source": "cut o')
+    assert build(source, tmp_path / "store")["new"] == 5 - after
+    whole = store_of(source, tmp_path / "whole")
+    assert contents(Store(tmp_path / "store")) == contents(whole)
+    assert len(files_of(tmp_path / "store")) == 10
+
+
+def test_two_processes_make_the_same_rows_in_the_same_order(tmp_path):
+    source = volumes(tmp_path / "in", 6)
+    one, two = (store_of(source, tmp_path / str(n), workers=n) for n in (1, 2))
+    assert contents(one) == contents(two)
+    records = list(find_images(source))
+    for store in (one, two):
+        key = Journal(store.folder).key
+        assert [row.id for row in store.rows] == [keyed(key, record.name) for record in records]
+
+
+def test_bad_files_are_told_with_reasons_and_stay_out(tmp_path):
+    source, store = tmp_path / "in", tmp_path / "store"
+    for number in range(3):
+        save_nifti(source / f"good_{number}.nii.gz", volume(number)[0])
+    whole = (source / "good_0.nii.gz").read_bytes()
+    (source / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (source / "empty.nii.gz").write_bytes(b"")
+    save_nifti(source / "constant.nii.gz", np.full((8, 8, 8), 7, np.int16))
+    save_nifti(source / "nan.nii.gz", np.full((8, 8, 8), np.nan, np.float32))
+    counts = build(source, store, max_bad_share=0.6)
+    assert (counts["images"], sum(counts["refused"].values())) == (3, 4)
+    reasons = quarantine(store)
+    assert set(reasons) == {"cut.nii.gz", "empty.nii.gz", "constant.nii.gz", "nan.nii.gz"}
+    assert "constant" in reasons["constant.nii.gz"]
+    assert "empty" in reasons["empty.nii.gz"]
+    assert all(reasons.values())
+    assert len(files_of(store)) == 3
+    assert build(source, store, max_bad_share=0.6)["new"] == 0  # refused ones are not read again
+
+
+def test_private_files_are_for_their_owner_alone(tmp_path):
+    build(volumes(tmp_path / "in", 2), tmp_path / "store")
+    private = tmp_path / "store" / "private"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert {p.name for p in private.iterdir()} == {"key", "journal.jsonl", "sources.csv", "quarantine.csv"}
+    for path in private.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_too_many_bad_files_are_an_error(tmp_path):
+    source = tmp_path / "in"
+    save_nifti(source / "good.nii.gz", volume(0)[0])
+    for name in ("a", "b"):
+        (source / f"{name}.nii.gz").write_bytes(b"no image")
+    with pytest.raises(UserError, match="2 of 3 images cannot be used: 2 x"):
+        build(source, tmp_path / "store")
+    assert build(source, tmp_path / "store", max_bad_share=0.7)["images"] == 1
+
+
+def test_no_image_at_all_is_an_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="no image found"):
+        build(tmp_path / "in", tmp_path / "store")
+
+
+def test_another_rank_is_set_aside_and_not_read_twice(tmp_path):
+    source, store = tmp_path / "in", tmp_path / "store"
+    for number in range(3):
+        save_nifti(source / f"v{number}.nii.gz", volume(number)[0])
+    Image.fromarray(picture(0, 0)).save(source / "p.png")
+    counts = build(source, store)
+    assert (counts["images"], counts["set_aside"]) == (3, 1)
+    assert quarantine(store) == {"p.png": "2D with 1 channels in a store of 3D with 1"}
+    assert len(files_of(store)) == 3
+    assert build(source, store)["new"] == 0
+
+
+def test_what_was_set_aside_comes_back_when_it_is_the_majority(tmp_path):
+    source, store = tmp_path / "in", tmp_path / "store"
+    for number in range(2):
+        save_nifti(source / f"v{number}.nii.gz", volume(number)[0])
+    Image.fromarray(picture(0, 0)).save(source / "p.png")
+    build(source, store)
+    for number in range(2):
+        (source / f"v{number}.nii.gz").unlink()
+    assert build(source, store)["images"] == 1
+    opened = Store(store)
+    assert opened.spatial_dims == 2
+    assert np.array_equal(opened.read(opened.rows[0])[0], picture(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("painted", "stored"), [((0, 255), [0, 1]), ((255, 255), [1]), ((0, 0), [0]), ((0, 7), [0, 7])]
+)
+def test_black_and_white_masks_become_labels(tmp_path, painted, stored):
+    source = tmp_path / "in"
+    mask = np.where(np.indices((40, 40))[0] < 20, *painted).astype(np.uint8)
+    for part, array in (("images", picture(0, 0)), ("masks", mask)):
+        (source / part).mkdir(parents=True)
+        Image.fromarray(array).save(source / part / "a.png")
+    store = store_of(source, tmp_path / "store")
+    assert store.rows[0].mask_values == stored
+    assert np.unique(store.read(store.rows[0], "masks")).tolist() == stored
+
+
+def test_foreground_points_at_labelled_voxels_of_every_class(tmp_path):
+    store = store_of(volumes(tmp_path / "in", 2), tmp_path / "store")
+    for row in store.rows:
+        mask = store.read(row, "masks").reshape(-1)
+        found = mask[row.foreground]
+        assert set(found) == {1, 2}
+        assert all((found == value).sum() == min(256, (mask == value).sum()) for value in (1, 2))
+
+
+def test_what_the_table_says_anew_is_taken_up(tmp_path):
+    source, store = volumes(tmp_path / "in", 2), tmp_path / "store"
+    build(source, store)
+    manifest = source / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([lines[0] + ",site", *[f"{line},north" for line in lines[1:]]]) + "\n")
+    build(source, store)
+    sites = {row.site for row in Store(store).rows}
+    assert len(sites) == 1
+    assert "" not in sites
+
+
+def test_the_key_cannot_be_guessed_back():
+    assert keyed(b"a" * 32, "patient") != keyed(b"b" * 32, "patient")
+    assert keyed(os.urandom(32), "") == ""

@@ -1,0 +1,183 @@
+"""A run's folder is begun, resumed or refused, and never mixed up with anything else."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssl_med.errors import UserError
+from ssl_med.run_folder import RunFolder, is_finished
+
+CONFIG = {
+    "task": {"class_path": "ssl_med.tasks.MAE", "init_args": {"mask_ratio": 0.75}},
+    "data": {"folder": "store", "num_workers": 0},
+    "trainer": {"max_steps": 20, "devices": "auto"},
+    "watch": {"probes": 1},
+    "seed": 0,
+}
+WAYS = ("repeating the command", "--overwrite", "another --out")
+
+
+def begun(path: Path, status: str = "running", **changes) -> Path:
+    folder = RunFolder(path, {**CONFIG, **changes})
+    folder.write_state(status=status, step=5, steps=20)
+    folder.close()
+    (path / "metrics.jsonl").write_text("{}\n")
+    return path
+
+
+def state_of(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def opened(path: Path, config: dict | None = None, **arguments) -> RunFolder:
+    folder = RunFolder(path, CONFIG if config is None else config, **arguments)
+    folder.close()
+    return folder
+
+
+def test_a_new_folder_and_an_empty_one_are_begun(tmp_path):
+    for path in (tmp_path / "new" / "run", tmp_path / "empty"):
+        if path.name == "empty":
+            path.mkdir()
+        folder = opened(path)
+        assert not folder.resumes
+        assert yaml.safe_load((path / "config.yaml").read_text()) == CONFIG
+
+
+def test_an_unfinished_run_goes_on(tmp_path):
+    begun(tmp_path / "run")
+    folder = opened(tmp_path / "run")
+    assert folder.resumes
+    assert folder.state["step"] == 5
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_must_and_never(tmp_path):
+    with pytest.raises(UserError, match="holds no run to resume"):
+        opened(tmp_path / "run", resume="must")
+    assert not (tmp_path / "run").exists()
+    begun(tmp_path / "run")
+    assert opened(tmp_path / "run", resume="must").resumes
+    with pytest.raises(UserError, match="holds a run already") as error:
+        opened(tmp_path / "run", resume="never")
+    assert all(way in str(error.value) for way in WAYS)
+    assert not opened(tmp_path / "other", resume="never").resumes
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+    begun(tmp_path / "run")
+    before = state_of(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        opened(tmp_path / "run", {**CONFIG, "seed": 1})
+    assert "seed: 0 -> 1" in str(error.value)
+    assert all(way in str(error.value) for way in WAYS)
+    assert state_of(tmp_path / "run") == before
+    opened(tmp_path / "run")  # the refusal gave the lock back
+
+
+def test_what_changes_nothing_may_differ(tmp_path):
+    begun(tmp_path / "run")
+    data, trainer = {"folder": "store", "num_workers": 4}, {"max_steps": 20, "devices": 2}
+    config = {**CONFIG, "data": data, "trainer": trainer, "watch": {"probes": 9, "online": True}}
+    assert opened(tmp_path / "run", config).resumes
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == config
+
+
+def test_a_finished_run_is_refused(tmp_path):
+    begun(tmp_path / "run", "finished")
+    with pytest.raises(UserError, match="finished run of 20 steps") as error:
+        opened(tmp_path / "run")
+    assert all(way in str(error.value) for way in WAYS)
+
+
+def test_overwrite_begins_anew(tmp_path):
+    begun(tmp_path / "run", "finished")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    folder = opened(tmp_path / "run", {**CONFIG, "seed": 7}, overwrite=True)
+    assert not folder.resumes
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "config.yaml"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.doc", "config.yaml"])
+def test_a_foreign_folder_is_refused_and_left_as_it_was(tmp_path, overwrite, name):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / name).write_text("years of work")
+    before = state_of(tmp_path)
+    with pytest.raises(UserError, match="holds no run of ssl-med; give another --out"):
+        opened(tmp_path, overwrite=overwrite)
+    assert state_of(tmp_path) == before
+
+
+def test_a_start_that_failed_does_not_block_the_next(tmp_path):
+    """Killed, or refused for its data, before the run began: only lock and config are there."""
+    opened(tmp_path / "run")
+    folder = opened(tmp_path / "run", {**CONFIG, "seed": 1})
+    assert not folder.resumes
+
+
+def test_the_state_is_kept_whole_and_seconds_add_up(tmp_path):
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.write_state(status="running")
+    first = folder.state["seconds"]
+    folder.write_state(step=3)
+    folder.close()
+    again = RunFolder(tmp_path / "run", CONFIG)
+    again.write_state()
+    again.close()
+    assert again.state["seconds"] >= folder.state["seconds"] >= first >= 0
+    assert (again.state["status"], again.state["step"]) == ("running", 3)
+    assert again.read_state() == again.state
+    assert not (tmp_path / "run" / ".run.json").exists()
+
+
+def test_is_finished_asks_for_status_and_settings(tmp_path):
+    assert not is_finished(tmp_path / "none", CONFIG)
+    assert not is_finished(begun(tmp_path / "a"), CONFIG)
+    done = begun(tmp_path / "b", "finished")
+    assert is_finished(done, {"trainer": {"max_steps": 20}, "seed": 0})
+    assert not is_finished(done, {"trainer": {"max_steps": 21}})
+
+
+HOLD = """
+import sys, time
+from ssl_med.run_folder import RunFolder
+import yaml
+folder = RunFolder(sys.argv[1], yaml.safe_load(sys.argv[2]))
+folder.write_state(status="running")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_processes_never_share_a_folder_and_a_kill_gives_it_back(tmp_path, overwrite):
+    path = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(path), yaml.safe_dump(CONFIG)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        before = state_of(path)
+        with pytest.raises(UserError, match="in use by another process"):
+            opened(path, overwrite=overwrite)
+        assert state_of(path) == before
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert opened(path, overwrite=overwrite).resumes is not overwrite
+
+
+def test_other_ranks_neither_lock_nor_write(tmp_path, monkeypatch):
+    leader = RunFolder(tmp_path / "run", CONFIG)
+    leader.write_state(status="running")
+    monkeypatch.setenv("NODE_RANK", "1")
+    before = state_of(tmp_path / "run")
+    follower = RunFolder(tmp_path / "run", CONFIG)
+    follower.write_state(status="broken")
+    follower.close()
+    assert not follower.leads
+    assert state_of(tmp_path / "run") == before
+    leader.close()

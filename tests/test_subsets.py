@@ -1,0 +1,93 @@
+"""Splits and labelled subsets: by patient, nested, stratified, and a function of the seed alone."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from ssl_med.data.store import Row
+from ssl_med.data.subsets import assign_splits, labelled_subset
+from ssl_med.errors import UserError
+
+BLANK = Row("", "", "", "", "", -1, "", [1, 8, 8], [1.0, 1.0], [], "uint8", False, [], [], "", *(0.0, 1.0) * 3)
+
+
+def rows(patients: int, classes: tuple[int, ...] = (0, 1), images: int = 2, key: str = "k") -> list[Row]:
+    """``images`` of each patient; the ids look different under another ``key``, as in another store."""
+    return [
+        replace(BLANK, id=f"{key}.{p}.{i}", patient=f"{key}.{p}", label=classes[p % len(classes)])
+        for p in range(patients)
+        for i in range(images)
+    ]
+
+
+def places(all_rows: list[Row], chosen: list[Row]) -> list[int]:
+    return [number for number, row in enumerate(all_rows) if row in chosen]
+
+
+def test_a_smaller_subset_lies_in_a_larger_one():
+    found = rows(30, (0, 0, 1))
+    subsets = [set(places(found, labelled_subset(found, n, seed=3))) for n in (1, 2, 5, 11, 30)]
+    assert [len(s) for s in subsets] == [2, 4, 10, 22, 60]
+    assert all(a < b for a, b in pairwise(subsets))
+
+
+def test_patients_are_never_cut():
+    found = rows(20, images=3)
+    chosen = labelled_subset(found, 7, 0)
+    assert set(Counter(row.patient for row in chosen).values()) == {3}
+    assert len({row.patient for row in chosen}) == 7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_beginning_has_the_classes_in_proportion(seed):
+    found = rows(40, (0, 0, 0, 1), images=1)  # three to one
+    for count in (4, 8, 20, 40):
+        shares = Counter(row.label for row in labelled_subset(found, count, seed))
+        assert abs(shares[1] - count / 4) <= 1
+    assert {row.label for row in labelled_subset(found, 4, seed)} == {0, 1}
+
+
+def test_seeds_differ_and_repeat():
+    found = rows(30)
+    draws = [tuple(places(found, labelled_subset(found, 6, seed))) for seed in range(6)]
+    assert len(set(draws)) == 6
+    assert draws == [tuple(places(found, labelled_subset(found, 6, seed))) for seed in range(6)]
+
+
+def test_another_key_of_the_store_changes_nothing():
+    first, second = rows(30, key="a"), rows(30, key="b")
+    assert {row.id for row in first}.isdisjoint({row.id for row in second})
+    for count in (3, 10):
+        assert places(first, labelled_subset(first, count, 1)) == places(second, labelled_subset(second, count, 1))
+    assert [r.split for r in assign_splits(first)] == [r.split for r in assign_splits(second)]
+
+
+def test_shares_and_all():
+    found = rows(20)
+    assert labelled_subset(found, None, 0) == found
+    assert len({r.patient for r in labelled_subset(found, 0.25, 0)}) == 5
+    assert len({r.patient for r in labelled_subset(found, 0.001, 0)}) == 1
+    assert len(labelled_subset(found, 1.0, 0)) == len(found)
+
+
+@pytest.mark.parametrize("count", [0, -1, 21, 0.0, -0.5, 1.5])
+def test_what_cannot_be_had_is_refused(count):
+    with pytest.raises(UserError, match="has 20"):
+        labelled_subset(rows(20), count, 0)
+
+
+def test_splits_are_by_patient_and_in_the_shares_named():
+    found = assign_splits(rows(50))
+    by_patient: dict[str, set[str]] = {}
+    for row in found:
+        by_patient.setdefault(row.patient, set()).add(row.split)
+    assert all(len(splits) == 1 for splits in by_patient.values())
+    assert Counter(next(iter(s)) for s in by_patient.values()) == {"train": 35, "test": 10, "val": 5}
+
+
+def test_given_splits_stay_and_patients_without_labels_train():
+    given = [replace(row, split="test" if number < 4 else "") for number, row in enumerate(rows(5))]
+    assert [row.split for row in assign_splits(given)] == ["test"] * 4 + ["train"] * 6
+    assert {row.split for row in assign_splits(rows(10, (-1,)))} == {"train"}
