@@ -69,16 +69,20 @@ class Classify(SupervisedTask):
         return {"probability": prediction, "label": batch["label"]}  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
     def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
-        """Accuracy, balanced accuracy and (macro, one against the rest) AUROC over the cases with a label."""
-        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
+        """Accuracy, balanced accuracy and (macro, one against the rest) AUROC over the cases with a label.
+
+        A class without a case is left out of both means, as sklearn does; an AUROC needs two classes and is NaN else.
+        """
+        from torchmetrics.functional.classification import binary_auroc
 
         known = cases["label"] >= 0
         guess, label = cases["probability"][known], cases["label"][known]
-        balanced = multiclass_accuracy(guess, label, self.classes, average="macro")
+        right, found = (guess.argmax(1) == label).double(), label.unique().tolist()
+        areas = [binary_auroc(guess[:, value], (label == value).long()) for value in found if len(found) > 1]
         return {
-            "balanced_accuracy": float(balanced),
-            "accuracy": float(multiclass_accuracy(guess, label, self.classes, average="micro")),
-            "auroc": float(multiclass_auroc(guess, label, self.classes)),
+            "balanced_accuracy": float(torch.tensor([right[label == value].mean() for value in found]).mean()),
+            "accuracy": float(right.mean()),
+            "auroc": float(torch.tensor(areas).mean()),
         }
 
     def layers(self) -> list[list[nn.Parameter]]:

@@ -100,7 +100,7 @@ def cell_labels(mask: Tensor, stride: tuple[int, ...]) -> Tensor:
     """The commonest label (0 and up) inside each cell of a map, flat over batch and cells; -1 where none is known."""
     from ssl_med.ops.patches import patchify
 
-    inside = patchify(mask, stride)
+    inside = patchify(mask.float(), stride)  # labels are small: exact in float32
     counts = torch.stack([(inside == value).sum(-1) for value in range(int(mask.max()) + 1)], -1)
     return torch.where(counts.sum(-1) > 0, counts.argmax(-1), -1).flatten()
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
@@ -42,15 +44,25 @@ def test_unlabelled_cases_are_left_out() -> None:
     assert classify().summarise(extra) == classify().summarise(cases)
 
 
-def test_balanced_accuracy_counts_only_classes_that_occur() -> None:
-    """As in sklearn: a class without a case in the test set has no recall."""
+def test_means_are_over_the_classes_that_occur() -> None:
+    """As in sklearn: a class without a case in the test set has no recall and no curve."""
     cases = example(3)
     keep = cases["label"] < 2
     cases = {name: values[keep] for name, values in cases.items()}
     guess = cases["probability"].argmax(1)
     assert 2 in guess  # a mistake towards the class that does not occur
     recall = [float((guess[cases["label"] == value] == value).float().mean()) for value in (0, 1)]
-    assert classify().summarise(cases)["balanced_accuracy"] == pytest.approx(sum(recall) / 2, abs=1e-6)
+    areas = [roc_auc_score(cases["label"] == value, cases["probability"][:, value]) for value in (0, 1)]
+    summary = classify().summarise(cases)
+    assert summary["balanced_accuracy"] == pytest.approx(sum(recall) / 2, abs=1e-6)
+    assert summary["auroc"] == pytest.approx(sum(areas) / 2, abs=1e-6)
+
+
+def test_one_class_alone_has_no_curve() -> None:
+    cases = {"probability": torch.tensor([[0.9, 0.1], [0.2, 0.8]]), "label": torch.tensor([0, 0])}
+    summary = classify(classes=2).summarise(cases)
+    assert summary["accuracy"] == summary["balanced_accuracy"] == 0.5
+    assert math.isnan(summary["auroc"])
 
 
 def test_prediction_is_the_mean_over_windows_that_cover_the_image() -> None:

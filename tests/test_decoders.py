@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def test_levels_go_from_one_to_the_coarsest_by_factors_of_one_or_two(coarsest: t
     levels = pyramid_strides([coarsest])
     assert levels[0] == (1,) * len(coarsest)
     assert levels[-1] == coarsest
-    for fine, coarse in zip(levels, levels[1:], strict=False):
+    for fine, coarse in pairwise(levels):
         factors = [b / a for a, b in zip(fine, coarse, strict=True)]
         assert set(factors) <= {1, 2}
         assert 2 in factors

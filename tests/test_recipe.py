@@ -90,7 +90,7 @@ def test_unknown_argument_deep_inside_is_found() -> None:
 def test_unknown_class_or_module_is_named() -> None:
     with pytest.raises(UserError, match=r"plan.class_path: ssl_med.tasks has no 'MEA'; did you mean 'MAE'\?"):
         build({"class_path": "ssl_med.tasks.MEA"}, Task, "plan")
-    with pytest.raises(UserError, match="there is no module 'ssl_med.nowhere'"):
+    with pytest.raises(UserError, match=r"there is no module 'ssl_med\.nowhere'"):
         build({"class_path": "ssl_med.nowhere.MAE"}, Task)
     with pytest.raises(UserError, match="'MAE' is not a dotted path"):
         build({"class_path": "MAE"}, Task)
@@ -115,7 +115,7 @@ def test_wrong_type_deep_inside_names_the_key() -> None:
 
 
 def test_value_that_the_constructor_refuses_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="mask_ratio must be at least 0 and below 1, got 1.5"):
+    with pytest.raises(UserError, match=r"mask_ratio must be at least 0 and below 1, got 1\.5"):
         build(mae_plan(mask_ratio=1.5), Task)
 
 

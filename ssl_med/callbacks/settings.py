@@ -66,5 +66,6 @@ class Watching:
             x_disable_machine_info=True,
             disable_git=True,
             save_code=False,
+            x_save_requirements=False,
         )
         return WandbLogger(project="ssl_med", save_dir=str(folder), offline=not self.online, settings=quiet)

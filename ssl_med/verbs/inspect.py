@@ -154,7 +154,7 @@ def _label_name(key: str, names: tuple[str, ...]) -> str:
 
 
 def _spread(values: list[tuple[Any, ...]]) -> dict[str, list[float]]:
-    array = np.array(values)
+    array = np.array(values, float)
     return {"min": array.min(0).tolist(), "median": np.median(array, 0).tolist(), "max": array.max(0).tolist()}
 
 

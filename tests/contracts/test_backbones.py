@@ -74,7 +74,7 @@ def test_features_have_the_promised_shapes(example: Example) -> None:
 
 def test_smallest_size_works(example: Example) -> None:
     """An image of ``multiple()`` voxels is one cell of the coarsest map; normalisers want two cells."""
-    backbone, image, spacing = example
+    backbone, _, spacing = example
     if getattr(backbone, "image_size", None):
         pytest.skip("this backbone is made for one size of images")
     first, *others = backbone.multiple()

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def patchify(image: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
-    """(b, c, *space) -> (b, n, voxels * c): patches in raster order, inside one voxels in raster order, channels last."""
+    """(b, c, *space) -> (b, n, voxels * c): patches, then their voxels, in raster order, channels last."""
     grid = [size // p for size, p in zip(image.shape[2:], patch, strict=True)]
     batch = []
     for sample in image:

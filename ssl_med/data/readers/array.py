@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape, read_exactly
+from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, Stream, check_shape, read_exactly
 from ssl_med.data.record import Image, Record, Unreadable
 
 _IMAGES = re.compile(r"(?:(?P<split>.+)_)?images")
@@ -98,7 +97,7 @@ def _contained() -> Iterator[None]:
         raise Unreadable(f"damaged array file ({type(error).__name__})") from None
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: Stream) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, type) of an array that has not been read."""
     version = npy.read_magic(stream)
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -110,7 +109,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def _load(stream: IO[bytes], limits: Limits) -> np.ndarray:
+def _load(stream: Stream, limits: Limits) -> np.ndarray:
     shape, fortran, dtype = _header(stream)
     check_shape(shape, dtype.itemsize, limits)
     raw = read_exactly(stream, prod(shape) * dtype.itemsize)

@@ -331,7 +331,7 @@ def _values(files: tuple[Path, ...], planes: list[_Plane], order: np.ndarray) ->
             if volume.size == 0:
                 dtype = frame.dtype if stored else np.int32 if whole and frame.dtype.kind in "iu" else np.float32
                 volume = np.empty((len(planes), *frame.shape), dtype)
-            _put(volume, rank[index], frame, planes[index].rescale)
+            _put(volume, int(rank[index]), frame, planes[index].rescale)
             index += 1
     if index != len(planes):
         raise Unreadable(f"{index} frames of pixels where the header announces {len(planes)}")

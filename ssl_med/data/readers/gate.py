@@ -16,7 +16,7 @@ _CHUNK = 1 << 22
 class Stream(Protocol):
     """An open file, gzip stream or member of a zip file."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """At most ``size`` bytes; none at the end."""
         ...
 

@@ -1,0 +1,79 @@
+"""A pretext task in a file of one's own, outside the library, trains through the command line in 2D and in 3D."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stores import pictures, store_of, volumes
+
+import ssl_med
+from ssl_med.cli import main
+
+SIMCLR = '''
+"""SimCLR (arXiv 2002.05709)."""
+
+import torch
+from lightly.loss import NTXentLoss
+from torch import nn
+
+from ssl_med.backbones import Backbone
+from ssl_med.tasks import PretextTask
+from ssl_med.transforms import Contrast, Flip, PairedViews, Views
+from ssl_med.types import Batch, Losses
+
+
+class SimCLR(PretextTask):
+    """Two views of an image attract each other, views of others are pushed away.
+
+    Args:
+        backbone: what is trained.
+        views: two views of each image.
+        projection_dim: width of the projection.
+        temperature: of the softmax.
+    """
+
+    def __init__(
+        self, backbone: Backbone, views: Views | None = None, projection_dim: int = 32, temperature: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projection_dim, self.temperature = backbone, projection_dim, temperature
+        self.views = views if views is not None else PairedViews([Flip(), Contrast()])
+        width = backbone.embed_dim
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
+        self.criterion = NTXentLoss(temperature)
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        first, second = (self.project(self.backbone(v["image"], v.get("spacing")).pooled) for v in self.views(batch))
+        return {"loss": self.criterion(first, second)}
+
+    def exports(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone}
+'''
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_simclr_from_a_file(tmp_path, monkeypatch, axes):
+    (tmp_path / "simclr.py").write_text(SIMCLR)
+    monkeypatch.syspath_prepend(tmp_path)  # what PYTHONPATH does
+    monkeypatch.delitem(sys.modules, "simclr", raising=False)
+    make = pictures if axes == 2 else volumes
+    store_of(make(tmp_path / "in", 10), tmp_path / "store")
+    run = tmp_path / "run"
+    arguments = ["pretrain", f"smoke/mae_{axes}d", "--data", str(tmp_path / "store"), "--out", str(run)]
+    arguments += ["--task.class_path", "simclr.SimCLR", "--watch.probes", "0", "--learner.lr", "0.003"]
+    assert main(arguments) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 20
+    assert all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    backbone = ssl_med.load_backbone(str(run)).eval()
+    space = (1, 1, *[32 if axes == 2 else 16] * axes)
+    features = backbone(torch.randn(space), torch.ones(1, axes))
+    assert features.pooled.shape == (1, backbone.embed_dim)
+    card = json.loads((Path(run) / "exports" / "backbone" / "card.json").read_text())
+    assert card["training"]["task"] == "simclr.SimCLR"
+    assert card["parts"]["backbone"]["class_path"] == "ssl_med.backbones.ViT"
