@@ -86,6 +86,12 @@ def test_too_little_is_refused_and_nothing_changes() -> None:
     assert load_timm_vit(vit, state, at_least=0.9).share < 0.95
 
 
-def test_other_number_of_channels_is_not_loaded_in_silence() -> None:
-    audit = load_timm_vit(ours((4, 4), channels=1), theirs(64).state_dict(), at_least=0.9)
-    assert "patch_embed.proj.weight" in audit.missing
+def test_other_number_of_channels_is_adapted_and_said() -> None:
+    model, vit = theirs(64), ours((4, 4), channels=1)
+    audit = load_timm_vit(vit, model.state_dict())
+    assert "3 channels summed, spread over 1" in audit.adapted["patch_embed.proj.weight"]
+    grey = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_features(grey.expand(-1, 3, -1, -1))
+        found = vit.encode(vit.tokenize(grey))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

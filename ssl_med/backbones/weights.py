@@ -84,7 +84,11 @@ def _split_positions(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fit(name: str, tensor: Tensor, backbone: ViT) -> tuple[Tensor, str]:
     """The tensor in our layout, and how it was changed ('' if it was not)."""
     if name == "patch_embed.proj.weight" and tensor.ndim > 2:
-        return tensor.movedim(1, -1).flatten(1), "convolution to linear, channels last inside a patch"
+        how, have, want = "convolution to linear, channels last inside a patch", tensor.shape[1], backbone.in_channels
+        if have != want:  # a grey image shown to the summed weights gives what the old ones gave it in every channel
+            tensor = (tensor.sum(1, keepdim=True) / want).expand(-1, want, *[-1] * (tensor.ndim - 2))
+            how += f"; {have} channels summed, spread over {want}"
+        return tensor.movedim(1, -1).flatten(1), how
     if name == "pos_embed" and backbone.grid:
         side = round(tensor.shape[1] ** 0.5)
         if (side, side) != backbone.grid:
