@@ -121,7 +121,22 @@ def check_sections(config: Config) -> None:
     check(config["task"], "task", Task)
 
 
-RESERVED = ("logger", "callbacks", "default_root_dir", "plugins", "enable_checkpointing", "use_distributed_sampler")
+RESERVED = (
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "plugins",
+    "enable_checkpointing",
+    "use_distributed_sampler",
+    # a run counts steps; what cuts the endless loader into pieces would show it the same samples again
+    "fast_dev_run",
+    "limit_train_batches",
+    "max_epochs",
+    "min_epochs",
+    "min_steps",
+    "overfit_batches",
+    "reload_dataloaders_every_n_epochs",
+)
 """Arguments of Lightning's Trainer that a run sets itself."""
 
 

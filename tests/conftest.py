@@ -8,7 +8,8 @@ import jaxtyping
 import pytest
 import torch
 
-jaxtyping.install_import_hook(["ssl_med", "finetune"], "beartype.beartype")  # before anything imports them
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as in PEP 484
+jaxtyping.install_import_hook(["ssl_med", "finetune"], CHECKER)  # before anything imports them
 sys.path.insert(0, str(Path(__file__).parent))  # tests/references is a package of the tests
 torch.set_num_threads(1)
 

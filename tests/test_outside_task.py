@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,46 +13,8 @@ from stores import pictures, store_of, volumes
 import ssl_med
 from ssl_med.cli import main
 
-SIMCLR = '''
-"""SimCLR (arXiv 2002.05709)."""
-
-import torch
-from lightly.loss import NTXentLoss
-from torch import nn
-
-from ssl_med.backbones import Backbone
-from ssl_med.tasks import PretextTask
-from ssl_med.transforms import Contrast, Flip, PairedViews, Views
-from ssl_med.types import Batch, Losses
-
-
-class SimCLR(PretextTask):
-    """Two views of an image attract each other, views of others are pushed away.
-
-    Args:
-        backbone: what is trained.
-        views: two views of each image.
-        projection_dim: width of the projection.
-        temperature: of the softmax.
-    """
-
-    def __init__(
-        self, backbone: Backbone, views: Views | None = None, projection_dim: int = 32, temperature: float = 0.5
-    ) -> None:
-        super().__init__()
-        self.backbone, self.projection_dim, self.temperature = backbone, projection_dim, temperature
-        self.views = views if views is not None else PairedViews([Flip(), Contrast()])
-        width = backbone.embed_dim
-        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
-        self.criterion = NTXentLoss(temperature)
-
-    def forward(self, batch: Batch, progress: float) -> Losses:
-        first, second = (self.project(self.backbone(v["image"], v.get("spacing")).pooled) for v in self.views(batch))
-        return {"loss": self.criterion(first, second)}
-
-    def exports(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone}
-'''
+PAGE = Path(__file__).parent.parent / "docs" / "extend.md"
+SIMCLR = re.search(r"<!-- test: simclr.py -->\n```python\n(.*?)```", PAGE.read_text(), re.S)[1]  # what the page shows
 
 
 @pytest.mark.parametrize("axes", [2, 3])

@@ -21,10 +21,7 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     Raises:
         UserError: no image found, or none that the model can take.
     """
-    from dataclasses import replace
-
     from ssl_med.data.index import find_images
-    from ssl_med.data.readers import read
     from ssl_med.data.record import Unreadable
     from ssl_med.errors import UserError
     from ssl_med.exports import load_task, read_card
@@ -35,36 +32,42 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     if not records:
         raise UserError(f"{data}: no image found")
     out.mkdir(parents=True, exist_ok=True)
-    done, refused, lines = 0, [], []
+    done, lines = 0, []
     for record in records:
         try:
-            image = read(record)
+            image = _admitted(record, card)
         except Unreadable as error:
-            refused.append((record.name, str(error)))
+            print(f"  not predicted: {record.name}: {error}")
             continue
-        seen = (image.array.ndim - 1, image.array.shape[0])
-        if seen != (card["input"]["spatial_dims"], card["input"]["channels"]):
-            refused.append((record.name, f"{seen[0]}D with {seen[1]} channels is not what the model was trained on"))
-            continue
-        modality = _modality(image.modality, card)
-        if modality is None:
-            refused.append((record.name, "its modality is unknown, and the model was trained on several with CT"))
-            continue
-        image = replace(image, modality=modality)
         found, space = _predict_one(task, card, image), image.array.shape[1:]
         done += 1
         if found.ndim == 1:
             lines.append([record.name, *[f"{p:.6f}" for p in found]])
         else:
             _write_map(found[(0, *[slice(n) for n in space])], record, image, out)
-    if lines:
-        _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
-    for name, reason in refused:
-        print(f"  not predicted: {name}: {reason}")
     if not done:
         raise UserError(f"{data}: none of the {len(records)} images can be predicted")
+    if lines:
+        _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
     print(f"predicted {done} of {len(records)} images: {out}")
     return out
+
+
+def _admitted(record: Any, card: dict[str, Any]) -> Any:
+    """The image of a record, with its modality settled; Unreadable where the model cannot take it."""
+    from dataclasses import replace
+
+    from ssl_med.data.readers import read
+    from ssl_med.data.record import Unreadable
+
+    image, facts = read(record), card["input"]
+    axes, channels = image.array.ndim - 1, image.array.shape[0]
+    if (axes, channels) != (facts["spatial_dims"], facts["channels"]):
+        raise Unreadable(f"{axes}D with {channels} channels is not what the model was trained on")
+    modality = _modality(image.modality, card)
+    if modality is None:
+        raise Unreadable("its modality is unknown, and the model was trained on several with CT")
+    return replace(image, modality=modality)
 
 
 def _modality(found: str, card: dict[str, Any]) -> str | None:
