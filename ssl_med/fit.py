@@ -130,9 +130,12 @@ def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: R
         print(f"{begun} on {facts['data']['images']} images", flush=True)
     try:
         trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # how Lightning answers Ctrl+C
+        stopped = trainer.global_step < trainer.max_steps  # Ctrl+C, once the step was done and saved
+    except SystemExit:  # how Lightning answers a Ctrl+C at once
+        stopped = True
+    if stopped:
         folder.write_state(status="stopped", step=trainer.global_step)
-        raise KeyboardInterrupt from stop
+        raise KeyboardInterrupt
     if trainer.is_global_zero:
         _finish(learner.task, module, folder, facts, trainer.global_step)
 

@@ -172,3 +172,28 @@ def test_ctrl_c_stops_and_the_command_goes_on(store, tmp_path, monkeypatch, caps
     assert main([*arguments, "--resume", "must"]) == 0
     assert "at step 6 on" in capsys.readouterr().out
     assert sorted(losses(run)) == list(range(1, STEPS + 1))
+
+
+def test_ctrl_c_waits_for_the_step_and_saves(store, tmp_path, monkeypatch, capsys):
+    from ssl_med.tasks import MAE
+
+    run, arguments = tmp_path / "run", command(store, tmp_path / "run", "one process")
+    forward, calls = MAE.forward, []
+
+    def pressed(self, batch, progress):
+        calls.append(progress)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return forward(self, batch, progress)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(MAE, "forward", pressed)
+    try:
+        assert main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (run / "checkpoints" / "step=0000005.ckpt").exists()
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert "at step 5 on" in capsys.readouterr().out
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))

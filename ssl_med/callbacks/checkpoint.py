@@ -3,6 +3,9 @@
 import hashlib
 import os
 import shutil
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Save by wall clock and at the end; keep the newest two.
+    """Save by wall clock, at the end, and before a Ctrl+C takes effect; keep the newest two.
 
     Args:
         minutes: between saves (a quarter of an hour costs under 1 % even at a thousand GPUs).
@@ -65,11 +68,29 @@ class Checkpoints(pl.Callback):
         self.minutes, self.every_steps, self.keep = minutes, every_steps, keep
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        self._asked_to_stop = False
+        self._handler: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on the first Ctrl+C waits for the end of the step."""
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
+        print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save if it is time; only at the end of an optimiser step."""
         step = trainer.global_step
-        if step == self._saved_step or trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate():
+            return
+        if self._asked_to_stop:
+            trainer.should_stop = True  # ends the loop once this step is logged; the end saves
+            return
+        if step == self._saved_step:
             return
         due = trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.minutes)
         if due or (self.every_steps and step % self.every_steps == 0):
@@ -79,6 +100,16 @@ class Checkpoints(pl.Callback):
         """Save the last state."""
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+        self._give_back_handler()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The run is over: Ctrl+C means what it meant before."""
+        self._give_back_handler()
+
+    def _give_back_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
 
     def _save(self, trainer: pl.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
