@@ -46,6 +46,13 @@ class Classify(SupervisedTask):
         nn.init.zeros_(self.head.bias)
         backbone.requires_grad_(not frozen)
 
+    def train(self, mode: bool = True) -> "Classify":
+        """A frozen backbone stays in evaluation mode: no batch statistics, no stochastic depth."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def logits(self, image: Tensor, spacing: Tensor | None = None) -> Tensor:
         """(b, c, \\*space) -> (b, classes)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

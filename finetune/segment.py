@@ -49,6 +49,13 @@ class Segment(SupervisedTask):
         self.head = _CONV[backbone.spatial_dims](self.decoder.out_channels, classes, 1)
         backbone.requires_grad_(not frozen)
 
+    def train(self, mode: bool = True) -> "Segment":
+        """A frozen backbone stays in evaluation mode: no batch statistics, no stochastic depth."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
     def logits(self, image: Tensor, spacing: Tensor | None = None) -> Tensor:
         """(b, c, \\*space) -> (b, classes, \\*space)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

@@ -17,6 +17,11 @@ from ssl_med.tasks.base import SupervisedTask
 from ssl_med.types import Batch
 
 
+def best_device() -> torch.device:
+    """Where a loaded model should run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """All tensors of a batch on a device."""
     return cast(Batch, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ssl_med.backbones import Backbone
+from ssl_med.backbones import Backbone, ViT
 from ssl_med.errors import UserError
+from ssl_med.files import write_json
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import SupervisedTask
 
@@ -40,9 +41,7 @@ def export(parts: dict[str, nn.Module], folder: str | Path, facts: dict[str, Any
             "parameters": sum(p.numel() for p in module.parameters()),
         }
     (folder / "README.md").write_text(model_card(card))
-    temporary = folder / ".card.json"
-    temporary.write_text(json.dumps(card, indent=1))
-    temporary.replace(folder / "card.json")
+    write_json(folder / "card.json", card)
     return folder
 
 
@@ -90,6 +89,11 @@ def load_backbone(folder: str, weights: bool = True) -> Backbone:
         UserError: no such export, a changed file, or weights that do not fill the backbone exactly.
     """
     return _load(folder, "backbone", Backbone, weights)
+
+
+def load_vit(folder: str, weights: bool = True) -> ViT:
+    """As :func:`load_backbone`, for tasks that need a ViT: continued pretraining of an MAE names this function."""
+    return _load(folder, "backbone", ViT, weights)
 
 
 def load_task(folder: str) -> SupervisedTask:

@@ -12,7 +12,7 @@ import yaml
 
 from ssl_med import __version__
 from ssl_med.backbones import Backbone
-from ssl_med.callbacks import AtomicCheckpointIO, newest_whole
+from ssl_med.callbacks import AtomicCheckpointIO, newest_whole, remove_leftovers
 from ssl_med.callbacks.settings import Watching
 from ssl_med.config import RESERVED, Config
 from ssl_med.data.module import StoreData
@@ -46,7 +46,7 @@ def resolve(config: Config, folder: str) -> tuple[Config, Any]:
         UserError: a wrong type, a class that does not fit, or no number of steps.
     """
     parser = build_parser()
-    trainer = {"precision": best_precision(), **(config.get("trainer") or {})}
+    trainer = {"precision": best_precision(), "devices": 1, **(config.get("trainer") or {})}
     seed = config.get("seed", 0)
     data = {"seed": seed, **(config.get("data") or {}), "folder": str(folder)}
     if not isinstance(trainer.get("max_steps"), int) or trainer["max_steps"] < 1:
@@ -60,7 +60,7 @@ def resolve(config: Config, folder: str) -> tuple[Config, Any]:
 def best_precision() -> str:
     """bf16 where the processor multiplies it natively, else 32 bit."""
     if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     flags = Path("/proc/cpuinfo")
     text = flags.read_text() if flags.exists() else ""
     return "bf16-mixed" if "avx512_bf16" in text or "amx_bf16" in text else "32-true"
@@ -120,6 +120,8 @@ def check_fit(backbone: Backbone, module: StoreData) -> None:
 
 def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: RunFolder) -> None:
     learner = Learner(built.task, **_learner_arguments(resolved))
+    if folder.leads:
+        remove_leftovers(folder.path / "checkpoints")
     checkpoint = newest_whole(folder.path / "checkpoints") if folder.resumes else None
     step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
     trainer = _trainer(kind, resolved["trainer"], built.watch, folder.path, step)

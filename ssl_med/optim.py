@@ -12,7 +12,8 @@ def parameter_groups(
     """Groups for AdamW, with ``scale`` as the factor on the learning rate.
 
     Layer ``i`` of ``n`` gets ``layer_decay ** (n - i)``; parameters outside all layers (heads, decoders) get 1
-    (BEiT, arXiv 2106.08254; the rule of MAE's fine-tuning). Biases, norms and single tokens are not decayed.
+    (BEiT, arXiv 2106.08254, and MAE's fine-tuning have the same rule with the final norm among the heads; here the norm
+    is a layer, so that each layer of a ViT stands one power lower). Biases, norms and single tokens are not decayed.
 
     Args:
         module: whose trainable parameters are grouped.

@@ -12,6 +12,7 @@ import yaml
 
 from ssl_med.config import Config, difference
 from ssl_med.errors import UserError
+from ssl_med.files import write_json, write_whole
 
 Resume = Literal["auto", "never", "must"]
 _SAFE = ("watch", "data.num_workers", "trainer.devices", "trainer.num_nodes")
@@ -79,7 +80,7 @@ class RunFolder:
         self.state |= {**facts, "seconds": self.state["seconds"] + now - self._began}
         self._began = now
         if self.leads:
-            write_whole(self.path / "run.json", json.dumps(self.state, indent=1))
+            write_json(self.path / "run.json", self.state)
 
     def _refuse_if_other(self, state: dict[str, Any], resume: Resume) -> None:
         ways = (
@@ -124,13 +125,6 @@ def is_leader() -> bool:
     """The one process of a run that writes; the launchers (Lightning, torchrun, SLURM) number processes so."""
     numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in numbers)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -92,3 +92,15 @@ def test_smoothing_and_missing_labels_reach_the_loss(make_batch) -> None:
             task.logits(batch["image"])[known], batch["label"][known], label_smoothing=smoothing
         )
         assert task(batch, 0.0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_frozen_backbone_keeps_its_batch_statistics():
+    from ssl_med.backbones import TimmBackbone
+
+    backbone = TimmBackbone("resnet18", in_channels=1)
+    task = Classify(backbone, 2, [32, 32], frozen=True).train()
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    task({"image": torch.randn(4, 1, 32, 32), "label": torch.tensor([0, 1, 0, 1])}, 0.0)
+    assert task.head.training
+    assert not backbone.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())

@@ -114,3 +114,10 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.strip() == ssl_med.__version__
+
+
+@pytest.mark.parametrize(("option", "instead"), [("--data.labels", "--labels"), ("--seed", "--seeds")])
+def test_settings_that_finetune_fills_in_are_refused(tmp_path, capsys, option, instead):
+    arguments = ["finetune", "smoke/segment", "--data", str(tmp_path), "--init", str(tmp_path), "--out", str(tmp_path)]
+    assert main([*arguments, option, "4"]) == 2
+    assert f"is set by finetune itself; use {instead}" in capsys.readouterr().err

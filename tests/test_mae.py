@@ -7,6 +7,7 @@ import torch
 from references.mae import mae_loss
 from torch import nn
 
+from ssl_med.errors import UserError
 from ssl_med.ops.patches import patchify, take, unpatchify
 from ssl_med.tasks import MAE
 from ssl_med.tasks.mae import Hidden, MAEDecoder, patch_moments
@@ -253,3 +254,8 @@ def test_first_losses_are_the_recorded_ones(tiny_mae, make_batch, space) -> None
         loss.backward()
         optimiser.step()
     assert found == pytest.approx(GOLDEN[f"mae_{len(space)}d"], rel=1e-4)
+
+
+def test_a_crop_of_one_patch_is_refused(tiny_vit, make_batch):
+    with pytest.raises(UserError, match="MAE hides nothing: 1 patches"):
+        MAE(tiny_vit(2), decoder_dim=16, decoder_depth=1, decoder_heads=2)(make_batch((4, 4)), 0.0)

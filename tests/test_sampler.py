@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from ssl_med.data.sampler import GlobalOrder, StepBatches, crop_corner
+from ssl_med.errors import UserError
 
 
 def test_every_pass_is_a_permutation_and_no_two_are_alike():
@@ -33,7 +34,7 @@ def test_the_global_order_is_the_same_at_any_world_size_and_start(world, start):
 
 
 def test_an_uneven_share_is_refused():
-    with pytest.raises(ValueError, match="10 does not divide over 4"):
+    with pytest.raises(UserError, match="10 does not divide over 4"):
         StepBatches(10, world_size=4)
 
 

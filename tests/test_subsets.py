@@ -91,3 +91,27 @@ def test_given_splits_stay_and_patients_without_labels_train():
     given = [replace(row, split="test" if number < 4 else "") for number, row in enumerate(rows(5))]
     assert [row.split for row in assign_splits(given)] == ["test"] * 4 + ["train"] * 6
     assert {row.split for row in assign_splits(rows(10, (-1,)))} == {"train"}
+
+
+def test_one_patient_in_two_splits_is_refused_and_an_open_image_follows_its_patient():
+    first, second, third = rows(1, images=3)
+    found = assign_splits([replace(first, split="test"), second, replace(third, split="test")])
+    assert {row.split for row in found} == {"test"}
+    with pytest.raises(UserError, match="one patient has images in 'test' and in 'train'"):
+        assign_splits([replace(first, split="test"), replace(second, split="train")])
+
+
+def test_labelled_patients_are_dealt_where_the_test_split_has_no_labels():
+    labelled = [replace(row, split="train") for row in rows(20)]
+    unlabelled = [replace(row, split="test", label=-1) for row in rows(5, key="u")]
+    found = assign_splits([*labelled, *unlabelled])  # as MSD and nnU-Net folders are
+    assert Counter(row.split for row in found[:40]) == {"train": 28, "val": 4, "test": 8}
+    assert {row.split for row in found[40:]} == {"test"}
+
+
+def test_nobody_moves_between_splits_when_patients_are_added():
+    first = assign_splits(rows(20))
+    before = {row.patient: row.split for row in first}
+    found = assign_splits(rows(30), before=before)
+    assert [row.split for row in found[:40]] == [row.split for row in first]
+    assert Counter(row.split for row in found[40:]) == {"train": 14, "val": 2, "test": 4}

@@ -16,7 +16,8 @@ class TimmBackbone(Backbone):
     Args:
         name: timm's model name, such as ``resnet18`` or ``convnext_tiny``.
         in_channels: channels of the image; timm adapts the stem.
-        pretrained: take timm's published weights. This downloads them, so it is off unless asked.
+        pretrained: take timm's published weights. This downloads them, so it is off unless asked; a backbone that is
+            rebuilt from its recipe does not ask again.
         image_size: height and width, needed by models with fixed positions (timm's ViTs).
     """
 
@@ -27,9 +28,10 @@ class TimmBackbone(Backbone):
         import timm
 
         self.spatial_dims, self.name, self.in_channels = 2, name, in_channels
-        self.pretrained, self.image_size = pretrained, image_size
+        self.image_size = image_size
         size: dict[str, Any] = {"img_size": image_size} if image_size else {}
         self.model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, features_only=True, **size)
+        self.pretrained = False  # the weights are in the state now; a random twin must be random
         info: Any = self.model.feature_info
         self.channels = list(info.channels())
         self.strides = [(s, s) for s in info.reduction()]

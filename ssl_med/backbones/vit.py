@@ -76,7 +76,7 @@ class ViT(Backbone):
         position_unit: count positions in patches, or in mm (then batches must carry their spacing).
         reference_mm: in mm, the length that counts as one patch.
         grid: patches along each axis that learned positions are made for.
-        class_token: have a class token, which then is the pooled feature of :meth:`encode`.
+        class_token: have a class token; the pooled feature is the mean of the patches either way.
         registers: number of extra tokens that stay inside (arXiv 2309.16588).
         drop_path: stochastic depth of the last block.
         layer_scale: initial layer scale; None for none.

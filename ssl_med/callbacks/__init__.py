@@ -1,6 +1,6 @@
 """What happens beside the steps of a run: checkpoints, metrics, progress, probes, health and pictures."""
 
-from ssl_med.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints, newest_whole
+from ssl_med.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints, newest_whole, remove_leftovers
 from ssl_med.callbacks.journal import JsonLines, Progress
 from ssl_med.callbacks.watch import Health, Pictures, Probes, Validate, Watch
 
@@ -15,4 +15,5 @@ __all__ = [
     "Validate",
     "Watch",
     "newest_whole",
+    "remove_leftovers",
 ]

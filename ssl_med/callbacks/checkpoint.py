@@ -134,11 +134,15 @@ def point_to(path: Path) -> None:
     temporary.replace(path.with_name("last.ckpt"))
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint of a run whose content is what was saved; leftovers of killed saves are removed."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed saves left; only for the process that holds the run's lock."""
     orphans = [record for record in folder.glob("*.sha256") if not record.with_suffix("").exists()]
     for leftover in [*folder.glob(".*.tmp"), *orphans]:
         leftover.unlink(missing_ok=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose content is what was saved; only reads, so the run may be going on."""
     for path in sorted(folder.glob("step=*.ckpt"), reverse=True):
         if is_whole(path):
             return path

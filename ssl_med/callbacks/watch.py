@@ -34,7 +34,7 @@ class Watch(pl.Callback):
         """Look when the step is due."""
         if not self.times or not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
             return
-        every = max(1, trainer.max_steps // self.times)
+        every = -(-trainer.max_steps // self.times)
         step = trainer.global_step
         if step == trainer.max_steps or (step % every == 0 and trainer.max_steps - step >= every):
             self._look_aside(trainer, pl_module)
@@ -79,8 +79,9 @@ class Health(Watch):
 
     def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
         """Log both."""
-        batch = _fixed_batch(trainer, self.samples)
-        features = task.exports()["backbone"](batch["image"], batch.get("spacing")).pooled
+        batch, size = _fixed_batch(trainer, self.samples), trainer.datamodule.batch_size  # pyright: ignore
+        parts = zip(batch["image"].split(size), batch["spacing"].split(size), strict=True)  # pyright: ignore
+        features = torch.cat([task.exports()["backbone"](image, spacing).pooled for image, spacing in parts])
         spread, rank = float(feature_spread(features)), float(effective_rank(features))
         _log(trainer, {"health/feature_spread": spread, "health/effective_rank": rank})
         if spread < 0.01:
@@ -171,7 +172,10 @@ class Validate(Watch):
     def look(self, trainer: pl.Trainer, task: SupervisedTask) -> None:
         """Log ``val/...``; nothing where the store has no validation images."""
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if any(row.split == "val" for row in data.store.rows):
+        labelled = (
+            row.has_mask if data.targets == "mask" else row.label >= 0 for row in data.store.rows if row.split == "val"
+        )
+        if any(labelled):
             backbone: Any = task.backbone
             scores, _ = evaluate(task, data.whole("val", backbone.multiple()))
             _log(trainer, {f"val/{name}": value for name, value in scores.items()})

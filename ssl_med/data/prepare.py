@@ -22,7 +22,7 @@ import numpy as np
 from ssl_med.data.intensity import statistics
 from ssl_med.data.readers import read, read_mask
 from ssl_med.data.record import Record, Unreadable
-from ssl_med.data.store import Row, content_hash, write_array, write_index
+from ssl_med.data.store import Row, Store, content_hash, write_array, write_index
 from ssl_med.data.subsets import assign_splits
 from ssl_med.errors import UserError
 
@@ -61,8 +61,6 @@ def prepare_one(record: Record, folder: Path, key: bytes) -> Outcome:
         mask = read_mask(record, image)
     except Unreadable as error:
         return Outcome(source, record.name, None, str(error))
-    if mask is not None and mask.max() == 255 and set(np.unique(mask)) <= {0, 255}:
-        mask = (mask > 0).astype(mask.dtype)  # masks painted black and white
     name = keyed(key, record.name)
     write_array(folder / "images" / f"{name}.b2nd", image.array)
     if mask is not None:
@@ -190,8 +188,17 @@ def build_store(
     if not kept or len(refused) > max_bad_share * len(outcomes):
         reasons = "; ".join(f"{n} x {r}" for r, n in Counter(o.reason for o in refused).most_common(3))
         raise UserError(f"{len(refused)} of {len(outcomes)} images cannot be used: {reasons or 'no image found'}")
-    rows = assign_splits([o.row for o in kept if o.row])
-    facts = {"spatial_dims": len(rows[0].shape) - 1, "channels": rows[0].shape[0], "class_names": class_names}
+    before = {row.patient: row.split for row in Store(folder).rows} if (folder / "store.json").is_file() else {}
+    rows = assign_splits([o.row for o in kept if o.row], before=before)
+    painted = {value for row in rows for value in row.mask_values} in ({0, 255}, {255})
+    if painted:  # masks painted black and white; decided over all of them, since 255 may be a label beside others
+        rows = [replace(row, mask_values=[int(v > 0) for v in row.mask_values]) for row in rows]
+    facts = {
+        "spatial_dims": len(rows[0].shape) - 1,
+        "channels": rows[0].shape[0],
+        "class_names": class_names,
+        "painted": painted,
+    }
     write_index(folder, rows, facts)
     _sweep(folder, rows)
     reasons = Counter(o.reason for o in refused) | Counter(o.reason for o in aside)

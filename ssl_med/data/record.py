@@ -12,7 +12,7 @@ class Record:
 
     Attributes:
         name: path relative to the folder (with ``#row`` for a row of an array file). It may identify a person: it is
-            hashed before it is stored and stays out of every log.
+            hashed before it is stored and stays out of stores, runs and exports.
         reader: name of the reader: ``nifti``, ``dicom``, ``raster`` or ``array``.
         files: the file, or all files of a DICOM series.
         item: row of an array file.

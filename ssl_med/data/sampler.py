@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from ssl_med.errors import UserError
+
 
 class GlobalOrder:
     """position -> row: a new permutation of all rows for every pass over them.
@@ -41,12 +43,14 @@ class StepBatches(Sampler[list[int]]):
         world_size: number of processes; each takes an equal slice of every global batch.
 
     Raises:
-        ValueError: the batch does not divide by the number of processes.
+        UserError: the batch does not divide by the number of processes.
     """
 
     def __init__(self, batch_size: int, start_step: int = 0, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
-            raise ValueError(f"global batch of {batch_size} does not divide over {world_size} processes")
+            raise UserError(
+                f"data.batch_size: {batch_size} does not divide over {world_size} processes (trainer.devices)"
+            )
         self.batch_size, self.start_step, self.rank, self.share = batch_size, start_step, rank, batch_size // world_size
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ssl_med.data.intensity import Policy, Scale, Statistics, scale_of
 from ssl_med.errors import UserError
+from ssl_med.files import write_json
 
 VERSION = 1
 _CHUNK = {2: 512, 3: 64}
@@ -124,14 +125,19 @@ class Store:
     def read(
         self, row: Row, part: str = "images", start: list[int] | None = None, size: list[int] | None = None
     ) -> np.ndarray:
-        """Voxels (c, \\*size) from corner ``start``; the whole image without them. Only the chunks touched are read."""
+        """Voxels (c, \\*size) from corner ``start``; the whole image without them. Only the chunks touched are read.
+
+        Masks painted black and white (0 and 255) read as 0 and 1.
+        """
         import blosc2
 
         array: Any = blosc2.open(str(self.folder / part / f"{row.id}.b2nd"), mode="r", dparams={"nthreads": 1})
         if start is None or size is None:
-            return np.asarray(array[:])
-        window = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
-        return np.asarray(array[(slice(None), *window)])
+            voxels = np.asarray(array[:])
+        else:
+            window = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
+            voxels = np.asarray(array[(slice(None), *window)])
+        return (voxels > 0).astype(voxels.dtype) if part == "masks" and self.facts.get("painted") else voxels
 
     def fingerprint(self) -> str:
         """Hash of the content of all images, in order: names the data without saying where it lies."""
@@ -169,6 +175,4 @@ def write_index(folder: Path, rows: list[Row], facts: dict[str, Any]) -> None:
     temporary = folder / ".index.parquet"
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary)
     temporary.replace(folder / "index.parquet")
-    head = folder / ".store.json"
-    head.write_text(json.dumps({"version": VERSION, **facts}, indent=1))
-    head.replace(folder / "store.json")
+    write_json(folder / "store.json", {"version": VERSION, **facts})

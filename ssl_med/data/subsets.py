@@ -1,6 +1,7 @@
-"""Splits and labelled subsets, always by patient: nested, stratified, and a function of the seed alone."""
+"""Splits and labelled subsets, always by patient; subsets are nested, stratified and a function of the seed."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,19 +10,46 @@ from ssl_med.data.store import Row
 from ssl_med.errors import UserError
 
 
-def assign_splits(rows: list[Row], seed: int = 0) -> list[Row]:
-    """Give rows a split where the folder gave none.
+def assign_splits(rows: list[Row], seed: int = 0, before: Mapping[str, str] | None = None) -> list[Row]:
+    """Give every patient one split.
 
-    A folder with splits keeps them. Otherwise patients with labels or masks are dealt 70 / 10 / 20 % into train, val
-    and test; patients without any label are train.
+    A folder that tests on labelled images keeps its splits, and what it leaves open is train. Where no labelled image
+    is in a test split (MSD and nnU-Net keep theirs unlabelled), labelled patients are dealt: 20 % to test and, unless
+    the folder has labelled validation images, 10 % to val.
+
+    Args:
+        rows: of a store, in the order of the index.
+        seed: of the deal.
+        before: splits that patients were dealt earlier, which they keep, so that nobody moves from train to test.
+
+    Raises:
+        UserError: the folder puts images of one patient into different splits.
     """
-    if any(row.split for row in rows):
-        return [row if row.split else replace(row, split="train") for row in rows]
+    split = {patient: given or "train" for patient, given in _given_splits(rows).items()}
     labelled = list(dict.fromkeys(row.patient for row in rows if row.has_mask or row.label >= 0))
-    order = np.random.default_rng((seed, 1)).permutation(len(labelled))
-    test, val = round(0.2 * len(labelled)), round(0.1 * len(labelled))
-    split = {labelled[i]: "test" if n < test else "val" if n < test + val else "train" for n, i in enumerate(order)}
-    return [replace(row, split=split.get(row.patient, "train")) for row in rows]
+    if "test" not in {split[patient] for patient in labelled}:
+        kept = {patient: (before or {}).get(patient) for patient in labelled if split[patient] == "train"}
+        new = [patient for patient, earlier in kept.items() if earlier is None]
+        share = 0.0 if "val" in {split[patient] for patient in labelled} else 0.1
+        split |= {patient: earlier for patient, earlier in kept.items() if earlier} | _deal(new, share, seed)
+    return [replace(row, split=split[row.patient]) for row in rows]
+
+
+def _given_splits(rows: list[Row]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for row in rows:
+        if row.split and given.get(row.patient) not in (None, "", row.split):
+            raise UserError(
+                f"one patient has images in {given[row.patient]!r} and in {row.split!r}: choose one of them"
+            )
+        given[row.patient] = given.get(row.patient) or row.split
+    return given
+
+
+def _deal(patients: list[str], val_share: float, seed: int) -> dict[str, str]:
+    order = np.random.default_rng((seed, 1)).permutation(len(patients))
+    test, val = round(0.2 * len(patients)), round(val_share * len(patients))
+    return {patients[i]: "test" if n < test else "val" if n < test + val else "train" for n, i in enumerate(order)}
 
 
 def labelled_subset(rows: list[Row], labels: int | float | None, seed: int) -> list[Row]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_med.backbones.block import Block, init_as_vit
 from ssl_med.backbones.vit import ViT
+from ssl_med.errors import UserError
 from ssl_med.ops.masking import random_order, visible_count
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
@@ -145,7 +146,12 @@ class MAE(PretextTask):
             padding = patchify(view["valid"].float(), patch).amax(-1) == 0
         count = patch_centres(grid).shape[0]
         order, inverse = random_order(draws_of(view).child(0), count, last=padding)
-        return Hidden(order, inverse, visible_count(count, self.mask_ratio), grid)
+        visible = visible_count(count, self.mask_ratio)
+        if visible == count:
+            raise UserError(
+                f"MAE hides nothing: {count} patches at mask_ratio {self.mask_ratio}; enlarge crop or ratio"
+            )
+        return Hidden(order, inverse, visible, grid)
 
     def reconstruct(self, view: Batch, hidden: Hidden) -> Float[Tensor, "b h p"]:
         """Predicted voxels of the hidden patches."""

@@ -1,9 +1,7 @@
 """``ssl-med demo``: the whole job on data that arrives by pip, through the same verbs a user's files take."""
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 SUBJECTS = 24
 SPACING_MM = 3.0
@@ -25,6 +23,8 @@ def demo(out: str | Path = "ssl-med-demo", seed: int = 0) -> Path:
         The report.
     """
     from ssl_med.data.samples import write_cohort, write_examples
+    from ssl_med.files import write_json
+    from ssl_med.run_folder import is_finished
     from ssl_med.verbs.finetune import finetune
     from ssl_med.verbs.inspect import inspect
     from ssl_med.verbs.predict import predict
@@ -43,11 +43,13 @@ def demo(out: str | Path = "ssl-med-demo", seed: int = 0) -> Path:
     _say("3/8 prepare", "scans to a store")
     prepare(scans, store)
     _say("4/8 pretrain", "a 3D ViT by MAE on the training subjects, without labels")
-    base = _unless_finished(
-        runs / "pretrain", lambda: pretrain("demo_mae_3d", store, runs / "pretrain", {"seed": seed})
-    )
+    base = runs / "pretrain"
+    if is_finished(base, {"seed": seed}):
+        print(f"{base} is finished")
+    else:
+        pretrain("demo_mae_3d", store, base, {"seed": seed})
     _say("5/8 probe", "what the frozen backbone knows about tissue, beside random weights")
-    _write(base / "probe.json", probe(base, store, seed=seed))
+    write_json(base / "probe.json", probe(base, store, seed=seed))
     _say(
         "6/8 fine-tune", f"tissue segmentation on {LABELS} labelled subjects, pretrained against scratch, {SEEDS} seeds"
     )
@@ -65,16 +67,3 @@ def demo(out: str | Path = "ssl-med-demo", seed: int = 0) -> Path:
 
 def _say(step: str, text: str) -> None:
     print(f"\n== {step}: {text}", flush=True)
-
-
-def _unless_finished(folder: Path, work: Any) -> Path:
-    """The run if it is finished, else what ``work`` makes of it."""
-    state = folder / "run.json"
-    if state.is_file() and json.loads(state.read_text()).get("status") == "finished":
-        print(f"{folder} is finished")
-        return folder
-    return work()
-
-
-def _write(path: Path, content: dict[str, float]) -> None:
-    path.write_text(json.dumps(content, indent=1))

@@ -21,14 +21,14 @@ def embed(init: str | Path, data: str | Path, out: str | Path) -> Path:
 
     from ssl_med.data.module import StoreData
     from ssl_med.errors import UserError
-    from ssl_med.evaluate import embed_images
+    from ssl_med.evaluate import best_device, embed_images
     from ssl_med.exports import load_backbone, read_card
 
     out, seen = Path(out), read_card(init)["input"]
     if out.suffix not in (".parquet", ".npz"):
         raise UserError(f"{out}: features are written as .parquet or .npz")
     module = StoreData(str(data), seen["crop"], intensity=seen["intensity"])
-    backbone, rows = load_backbone(str(init)).eval(), module.store.rows
+    backbone, rows = load_backbone(str(init)).to(best_device()).eval(), module.store.rows
     features, ids, labels = embed_images(backbone, module.whole("", backbone.multiple(), rows), module.crop)
     splits = [row.split for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssl_med.config import Config
 from ssl_med.errors import UserError
+from ssl_med.files import write_json
 
 ARMS = ("pretrained", "scratch")
 
@@ -46,9 +47,11 @@ def finetune(
     """
     from ssl_med.config import load_config
 
+    _refuse_what_is_filled(overrides or {})
     base = load_config(config, "finetune", overrides)
+    _check_labels(str(data), base, labels)
     facts = {"kind": "comparison", "task": base["task"]["class_path"], "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
-    _write_json(Path(out) / "run.json", {**facts, "status": "running"})
+    write_json(Path(out) / "run.json", {**facts, "status": "running"})
     rows = []
     for seed in range(seeds):
         for arm in ARMS if compare else ARMS[:1]:
@@ -56,10 +59,37 @@ def finetune(
             folder = Path(out) / f"{arm}_labels={'all' if labels is None else labels}_seed={seed}"
             rows.append(_run_one(plan, str(data), folder, arm, seed, resume, overwrite))
             table = summarise(rows)
-            _write_json(Path(out) / "table.json", table)
-    _write_json(Path(out) / "run.json", {**facts, "status": "finished"})
+            write_json(Path(out) / "table.json", table)
+    write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     print(to_text(table))
     return table
+
+
+_FILLED = {
+    "seed": "--seeds",
+    "data.labels": "--labels",
+    "data.labels_seed": "--seeds",
+    "data.folder": "--data",
+    "task.backbone": "--init",
+    "task.init_args.backbone": "--init",
+}
+"""Settings that the verb fills in itself, and the options they come from."""
+
+
+def _refuse_what_is_filled(overrides: Mapping[str, Any]) -> None:
+    for key in overrides:
+        for name, option in _FILLED.items():
+            if key == name or key.startswith(f"{name}."):
+                raise UserError(f"--{key} is set by finetune itself; use {option}")
+
+
+def _check_labels(data: str, base: Config, labels: int | float | None) -> None:
+    """Refuse a store without labelled images to train or to test on before anything is trained."""
+    from ssl_med.data.module import StoreData
+
+    module = StoreData(**{**base.get("data", {}), "crop": 1, "folder": data, "labels": labels})
+    for split in ("train", "test"):
+        module.rows(split)
 
 
 def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float | None, seed: int) -> Config:
@@ -90,7 +120,7 @@ def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float
 
 def _class_count(store: Any, targets: str | None) -> int:
     if targets == "mask":
-        return 1 + max(value for row in store.rows for value in row.mask_values)
+        return 1 + max(value for row in store.rows for value in row.mask_values)  # rows with masks were found before
     return max(len(store.class_names), 1 + max(row.label for row in store.rows))
 
 
@@ -105,7 +135,7 @@ def _run_one(
         fit("finetune", plan, data, folder, resume, overwrite)  # pyright: ignore[reportArgumentType]
     scored = folder / "test.json"
     if overwrite or not scored.exists():
-        _write_json(scored, test_scores(folder, plan, data))
+        write_json(scored, test_scores(folder, plan, data))
     result = json.loads(scored.read_text())
     return {"arm": arm, "seed": seed, **result}
 
@@ -113,10 +143,11 @@ def _run_one(
 def test_scores(folder: Path, plan: Config, data: str) -> dict[str, Any]:
     """Scores of a finished run on the test split, for the set and for every case."""
     from ssl_med.data.module import StoreData
-    from ssl_med.evaluate import evaluate
+    from ssl_med.evaluate import best_device, evaluate
     from ssl_med.exports import load_task
 
-    task, module = load_task(str(folder)), StoreData(folder=data, **plan["data"])
+    task = load_task(str(folder)).to(best_device())
+    module = StoreData(folder=data, **plan["data"])
     multiple = task.backbone.multiple()  # pyright: ignore
     scores, cases = evaluate(task, module.whole("test", multiple))
     print(f"{folder.name}: test {task.metric} {scores[task.metric]:.4f}", flush=True)
@@ -186,10 +217,3 @@ def to_text(table: dict[str, Any]) -> str:
     for row in table["summary"]:
         lines.append(f"{row['arm']:12} {row['labels']:>6} {row['mean']:18.4f} {row['spread']:8.4f} {row['n']:>3}")
     return "\n".join([*lines, table.get("verdict", "")]).rstrip()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)

@@ -24,9 +24,10 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     from ssl_med.data.index import find_images
     from ssl_med.data.record import Unreadable
     from ssl_med.errors import UserError
+    from ssl_med.evaluate import best_device
     from ssl_med.exports import load_task, read_card
 
-    card, task = read_card(model), load_task(str(model))
+    card, task = read_card(model), load_task(str(model)).to(best_device())
     data, out = Path(data), Path(out)
     records = list(find_images(data)) if data.exists() else []
     if not records:
@@ -84,18 +85,19 @@ def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
     import torch
 
     from ssl_med.data.intensity import scale_of, statistics
+    from ssl_med.evaluate import best_device, to_device
 
     facts = card["input"]
     scale = scale_of(facts["intensity"], image.modality, image.array.dtype.name, statistics(image.array))
     sizes = zip(image.array.shape[1:], facts["crop"], task.backbone.multiple(), strict=True)
     wanted = [-(-max(size, low) // multiple) * multiple for size, low, multiple in sizes]
     rest = [(0, 0), *[(0, w - s) for w, s in zip(wanted, image.array.shape[1:], strict=True)]]
-    batch = {
+    batch: Any = {
         "image": torch.from_numpy(np.pad(scale(image.array), rest))[None],
         "spacing": torch.tensor([image.spacing], dtype=torch.float32),
     }
     with torch.no_grad():
-        return task.predict(batch)[0].cpu().numpy()
+        return task.predict(to_device(batch, best_device()))[0].cpu().numpy()
 
 
 def _write_map(labels: Any, record: Any, image: Any, out: Path) -> None:

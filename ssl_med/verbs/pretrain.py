@@ -32,12 +32,13 @@ def pretrain(
     from ssl_med.config import load_config
     from ssl_med.data.store import Store
     from ssl_med.fit import fit
+    from ssl_med.recipe import arguments, locate
 
     channels = Store(data).channels
     loaded = load_config(config, "pretrain", overrides)
     backbone = loaded["task"].get("init_args", {}).get("backbone")
-    if isinstance(backbone, dict):
-        backbone.setdefault("init_args", {}).setdefault("in_channels", channels)
+    if isinstance(backbone, dict) and "in_channels" in arguments(locate(backbone["class_path"], "task.backbone")):
+        backbone["init_args"] = {"in_channels": channels, **(backbone.get("init_args") or {})}
     folder = fit("pretrain", loaded, str(data), out, resume, overwrite)  # pyright: ignore[reportArgumentType]
     print(f"pretrained: {folder / 'exports' / 'backbone'}")
     return folder

@@ -25,8 +25,8 @@ def probe(
     from ssl_med.data.module import StoreData
     from ssl_med.data.store import Store
     from ssl_med.errors import UserError
+    from ssl_med.evaluate import best_device, random_twin
     from ssl_med.evaluate import probe as probe_backbone
-    from ssl_med.evaluate import random_twin
     from ssl_med.exports import load_backbone, read_card
 
     store, seen = Store(data), read_card(init)["input"]
@@ -35,7 +35,7 @@ def probe(
     if targets == "mask" and not any(row.has_mask for row in store.rows):
         raise UserError(f"{data} has neither labels nor masks to probe with")
     module = StoreData(str(data), seen["crop"], intensity=seen["intensity"], targets=targets, seed=seed)  # pyright: ignore
-    backbone = load_backbone(str(init)).eval()
+    backbone = load_backbone(str(init)).to(best_device()).eval()
     scores = probe_backbone(backbone, module, split, crops)
     twin = probe_backbone(random_twin(backbone, seed).eval(), module, split, crops)
     scores |= {f"{name}_random": value for name, value in twin.items()}
