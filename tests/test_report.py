@@ -15,6 +15,7 @@ from ssl_med.errors import UserError
 from ssl_med.reporting import progress_png, report
 from ssl_med.reporting.labels import BETTER, NO_DIFFERENCE, NOT_COMPUTED, WORSE, effect
 from ssl_med.reporting.metrics import read_metrics, smooth, thin
+from ssl_med.reporting.reading import find_runs
 from ssl_med.reporting.redact import hide_paths, hide_places
 from ssl_med.reporting.scales import fitted, powers_of_ten, round_values
 
@@ -356,6 +357,18 @@ def test_a_folder_of_runs_gives_one_page_with_pretraining_first(tmp_path):
     assert "700 of 2,000" in page.text
     assert WORSE in page.text
     assert {"#run-1", "#run-2"} <= {value for name, value in page.attributes if name == "href"}
+
+
+def test_the_runs_of_a_comparison_follow_its_table(tmp_path):
+    arm = tmp_path / "runs" / "finetune" / "scratch_seed=0"
+    arm.mkdir(parents=True)
+    (arm / "run.json").write_text(json.dumps({"kind": "finetune", "status": "finished", "started": "2026-01-02"}))
+    facts = {"kind": "comparison", "status": "finished", "started": "2026-01-01"}
+    (arm.parent / "run.json").write_text(json.dumps(facts))
+    names = [run.name for run in find_runs(tmp_path / "runs")]
+    assert names == ["finetune", "scratch_seed=0"]
+    text = report(tmp_path / "runs").read_text()
+    assert text.count("Not in this run") == 1  # of the arm; a table over runs lacks nothing
 
 
 def test_folders_without_a_run_are_refused(tmp_path):

@@ -89,11 +89,16 @@ def find_runs(folder: Path) -> list[Run]:
 def _run_folders(folder: Path, depth: int) -> list[Path]:
     found = [folder] if any((folder / mark).is_file() for mark in _MARKS) else []
     whole = any((folder / mark).is_file() for mark in _MARKS[:2])
-    if whole or depth == 0:
+    if (whole and not _is_comparison(folder)) or depth == 0:
         return found
     for child in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         found += _run_folders(child, depth - 1)
     return found
+
+
+def _is_comparison(folder: Path) -> bool:
+    """A folder that holds a table over the runs inside it."""
+    return (_read_object(folder / "run.json", []) or {}).get("kind") == "comparison"
 
 
 def read_run(folder: Path) -> Run:
