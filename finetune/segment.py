@@ -84,19 +84,20 @@ class Segment(SupervisedTask):
         return cast(Tensor, found)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Dice of each class above 0, (b,) each; a class that is absent from the reference gives NaN and is left out.
+        """Dice of each class above 0 (MONAI), (b,) each; a class absent from the reference gives NaN and is left out.
 
-        Voxels of label -1, padding among them, count nowhere.
+        Voxels of label -1, padding among them, count nowhere: they are background on both sides.
         """
+        from monai.metrics.meandice import compute_dice
+
         mask = batch["mask"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        known, scores = mask >= 0, {}
-        for value in range(1, self.classes):
-            guess, truth = (prediction == value) & known, mask == value
-            overlap = (guess & truth).flatten(1).sum(1).double()
-            size = guess.flatten(1).sum(1) + truth.flatten(1).sum(1)
-            present = truth.flatten(1).any(1)
-            scores[f"dice_{value}"] = torch.where(present, 2 * overlap / size.clamp(min=1), float("nan"))
-        return scores
+        known = mask >= 0
+        guess, truth = (self._one_hot(torch.where(known, labels, 0)) for labels in (prediction, mask))
+        dice = compute_dice(guess, truth, include_background=False, ignore_empty=True)
+        return {f"dice_{value}": dice[:, value - 1] for value in range(1, self.classes)}
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        return torch.cat([labels == value for value in range(self.classes)], 1)
 
     def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
         """Mean Dice of each class over the cases that have it, and the mean over classes."""
