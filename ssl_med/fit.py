@@ -19,10 +19,10 @@ from ssl_med.data.module import StoreData
 from ssl_med.errors import UserError
 from ssl_med.exports import export
 from ssl_med.learner import Learner
-from ssl_med.recipe import instantiate, parse, public_path
+from ssl_med.recipe import instantiate, locate, parse, public_path
 from ssl_med.reporting.figures import progress_png
 from ssl_med.run_folder import Resume, RunFolder, versions
-from ssl_med.tasks import PretextTask, SupervisedTask, Task
+from ssl_med.tasks import Plan, PretextTask, SupervisedTask, Task
 
 
 def build_parser() -> Any:
@@ -84,7 +84,9 @@ def fit(
     _quiet()
     resolved, parser = resolve(config, data)
     pl.seed_everything(resolved["seed"], verbose=False)
-    built, module = instantiate(parser, resolved), StoreData(**resolved["data"])
+    module = StoreData(**resolved["data"])
+    settle(resolved, module)
+    built = instantiate(parser, resolved)
     check_fit(backbone_of(built.task), module)
     folder = RunFolder(out, resolved, resume, overwrite)
     try:
@@ -92,6 +94,19 @@ def fit(
     finally:
         folder.close()
     return folder.path
+
+
+def settle(resolved: Config, module: StoreData) -> None:
+    """Fill the task's settings that were left open, in place, and say each with its reason."""
+    place = resolved["task"]
+    arguments = place["init_args"]
+    parts = resolved["trainer"].get("accumulate_grad_batches") or 1
+    plan = Plan(len(module.rows("train")), module.batch_size * parts, resolved["trainer"]["max_steps"])
+    chosen = locate(place["class_path"], "task").choose(arguments, plan)
+    for name, choice in chosen.items():
+        if arguments.get(name) is None:
+            arguments[name] = choice.value
+            print(f"task.{name} = {choice.value}: {choice.reason}", flush=True)
 
 
 def backbone_of(task: Task) -> Backbone:

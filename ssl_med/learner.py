@@ -4,8 +4,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ssl_med.optim import adamw, parameter_groups
-from ssl_med.schedules import warmup_cosine
+from ssl_med.optim import adamw, clip_each, parameter_groups
+from ssl_med.schedules import cosine, warmup_cosine
 from ssl_med.tasks.base import Task
 from ssl_med.types import Batch
 
@@ -17,10 +17,12 @@ class Learner(pl.LightningModule):
         task: what is learned.
         lr: peak learning rate.
         weight_decay: of matrices; vectors are not decayed.
+        weight_decay_end: where the decay ends after half a cosine (DINO: 0.04 to 0.4); constant if None.
         betas: of AdamW.
         warmup: share of the steps that warm up.
         layer_decay: factor on the rate per layer towards the input (fine-tuning: 0.65 to 0.75); 1 for none.
         clip: largest gradient norm; None for no clipping (MAE).
+        clip_each: clip every tensor by its own norm (DINO) instead of all by their common one.
         seed: of the run; what is random inside the model is a function of (seed, step, rank).
     """
 
@@ -33,12 +35,15 @@ class Learner(pl.LightningModule):
         warmup: float = 0.05,
         layer_decay: float = 1.0,
         clip: float | None = None,
+        clip_each: bool = False,
+        weight_decay_end: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.task = task
         self.lr, self.weight_decay, self.betas, self.warmup = lr, weight_decay, betas, warmup
         self.layer_decay, self.clip, self.seed = layer_decay, clip, seed
+        self.clip_each, self.weight_decay_end = clip_each, weight_decay_end
 
     @property
     def progress(self) -> float:
@@ -65,10 +70,12 @@ class Learner(pl.LightningModule):
         rate = self.lr * warmup_cosine(self.progress, self.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
+            if self.weight_decay_end is not None and group["weight_decay"]:
+                group["weight_decay"] = cosine(self.progress, self.weight_decay, self.weight_decay_end)
         self.log("lr", rate, batch_size=1)
         if self.clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.clip)
-            self.log("grad_norm", norm, batch_size=1)
+            clip = clip_each if self.clip_each else torch.nn.utils.clip_grad_norm_
+            self.log("grad_norm", clip(self.task.parameters(), self.clip), batch_size=1)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Step, then what the task does after a step."""

@@ -1,9 +1,9 @@
 """Parameter groups and the optimiser: no decay on vectors, smaller rates for earlier layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(
@@ -35,3 +35,20 @@ def parameter_groups(
 def adamw(groups: list[dict], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """Fused AdamW (arXiv 1711.05101): one pass over the parameters instead of a dozen."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clip the gradient of every tensor by its own norm (DINO, arXiv 2104.14294, official code).
+
+    Args:
+        parameters: those without a gradient are passed over.
+        limit: largest norm of each.
+
+    Returns:
+        The norm of all gradients together, before clipping.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.stack(list(norms)).norm()

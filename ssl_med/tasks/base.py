@@ -1,10 +1,33 @@
 """What can be trained: a task turns a batch into losses and knows no trainer, logger, file or device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ssl_med.types import Batch, Losses
+
+
+class Plan(NamedTuple):
+    """What a training will be, known before it begins.
+
+    Attributes:
+        images: in the training split.
+        batch_size: samples per optimiser step, over all processes.
+        steps: optimiser steps.
+    """
+
+    images: int
+    batch_size: int
+    steps: int
+
+
+class Choice(NamedTuple):
+    """A value that was chosen for a setting left open, and why, in words."""
+
+    value: Any
+    reason: str
 
 
 class Task(nn.Module, ABC):
@@ -22,6 +45,16 @@ class Task(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """After each optimiser step: EMA teachers, queues. Nothing by default."""
 
+    @classmethod
+    def choose(cls, settings: Mapping[str, Any], plan: Plan) -> dict[str, Choice]:
+        """Values for settings that were left at None and depend on the data and the length of the training.
+
+        Args:
+            settings: arguments of the constructor, resolved.
+            plan: of the training.
+        """
+        return {}
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Images a person should look at, name -> (b, c, \\*space), in the order they should be shown."""
         return {}
@@ -33,6 +66,22 @@ class Task(nn.Module, ABC):
 
 class PretextTask(Task):
     """A task that needs no labels and leaves parts worth keeping."""
+
+    def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
+        """Numbers that tell a living task from a collapsed one, beside those of the features; see ``Health``.
+
+        Args:
+            batch: a fixed batch; called in evaluation mode without gradients.
+        """
+        return {}
+
+    def verdict(self, signs: Mapping[str, float]) -> str:
+        """What is wrong and what to do, in one sentence, judged by the task's own signs; empty if nothing is.
+
+        Args:
+            signs: :meth:`vital_signs` as numbers, with ``feature_spread`` and ``effective_rank`` of the backbone.
+        """
+        return ""
 
     @abstractmethod
     def exports(self) -> dict[str, nn.Module]:

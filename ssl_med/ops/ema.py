@@ -1,0 +1,32 @@
+"""A teacher that follows a student: the exponential moving average of its weights."""
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def teacher_of(student: Module) -> Module:
+    """A copy with the student's weights that gradients never reach."""
+    teacher = copy.deepcopy(student)
+    return cast(Module, teacher.requires_grad_(False))
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """``teacher = momentum * teacher + (1 - momentum) * student``; counters and statistics are copied.
+
+    Call it after the optimiser's step (Mean Teacher, arXiv 1703.01780).
+
+    Args:
+        teacher, student: of the same structure.
+        momentum: 1 leaves the teacher as it is.
+    """
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    old, new = [t for t, _ in pairs], [s.detach() for _, s in pairs]
+    torch._foreach_lerp_(old, new, 1.0 - momentum)
+    for held, current in zip(teacher.buffers(), student.buffers(), strict=True):
+        held.copy_(cast(Tensor, current))

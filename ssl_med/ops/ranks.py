@@ -1,0 +1,42 @@
+"""What several processes must compute together; with one process every function returns what it was given."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks, (b, ...) -> (world * b, ...); gradients flow back to each.
+
+    The gradient that comes back is the sum over the processes. Trainers average gradients over processes, so a loss
+    that every process computes over *all* rows gets the gradient of one process that has all rows.
+    """
+    if world_size() == 1:
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over all processes; gradients flow back to each, see :func:`gather`."""
+    if world_size() == 1:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x.contiguous())
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over all processes, which hold equally many rows."""
+    return total(x) / world_size()

@@ -1,0 +1,68 @@
+"""EMA teachers, heads, norms and per-tensor clipping, against their formulas written anew."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssl_med.ops.ema import follow, teacher_of
+from ssl_med.ops.norm import BatchNorm
+from ssl_med.optim import clip_each
+from ssl_med.tasks.heads import MLPHead, PrototypeHead
+
+
+def test_teacher_begins_equal_and_takes_no_gradient() -> None:
+    student = nn.Linear(3, 2)
+    teacher = teacher_of(student)
+    x = torch.randn(4, 3)
+    assert torch.equal(teacher(x), student(x))
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+def test_follow_is_a_moving_average(momentum: float) -> None:
+    student = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    teacher = teacher_of(student)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(torch.randn_like(p))
+    before = [p.clone() for p in teacher.parameters()]
+    student(torch.randn(8, 3))
+    follow(teacher, student, momentum)
+    for held, old, new in zip(teacher.parameters(), before, student.parameters(), strict=True):
+        torch.testing.assert_close(held, momentum * old + (1 - momentum) * new.detach())
+    assert torch.equal(teacher[1].running_mean, student[1].running_mean)
+
+
+def test_batch_norm_is_torchs_on_one_process() -> None:
+    ours, theirs, x = BatchNorm(4), nn.BatchNorm1d(4), torch.randn(6, 4)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_mlp_head_has_norm_where_the_papers_have_it() -> None:
+    kinds = [type(m).__name__ for m in MLPHead([4, 8, 8, 2], last_norm=True)]
+    assert kinds == ["Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm"]
+    head = MLPHead([4, 8, 2], norm="none", activation="gelu")
+    assert [type(m).__name__ for m in head] == ["Linear", "GELU", "Linear"]
+    assert all(m.bias is not None for m in head if isinstance(m, nn.Linear))
+
+
+def test_prototype_head_gives_cosines() -> None:
+    head = PrototypeHead(6, 10, hidden_dim=8, bottleneck_dim=4)
+    x = torch.randn(5, 6)
+    z = head.mlp(x).detach().numpy()
+    w = head.prototypes.detach().numpy()
+    cosines = (z / np.linalg.norm(z, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(head(x).detach().numpy(), cosines, atol=1e-6)
+    head(x, frozen=True).sum().backward()
+    assert head.prototypes.grad is None
+
+
+def test_clip_each_clips_every_tensor_alone() -> None:
+    small, large, unused = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([30.0, 40.0])
+    norm = clip_each([small, large, unused], 3.0)
+    torch.testing.assert_close(norm, torch.tensor((0.5**2 + 50.0**2) ** 0.5))
+    torch.testing.assert_close(small.grad, torch.tensor([0.3, 0.4]))
+    torch.testing.assert_close(large.grad, torch.tensor([1.8, 2.4]), atol=1e-5, rtol=0)
