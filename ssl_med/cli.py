@@ -1,6 +1,7 @@
 """``ssl-med VERB ...``: the command line. It imports nothing heavy until the verb is known."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,17 @@ from ssl_med.errors import UserError
 Add = Callable[[argparse.ArgumentParser], None]
 
 
+def _place(p: argparse.ArgumentParser, name: str, text: str) -> None:
+    """An option for a folder that an environment variable may give: ``SSL_MED_DATA``, ``SSL_MED_OUT``."""
+    variable = f"SSL_MED_{name.removeprefix('--').upper()}"
+    given = os.environ.get(variable)
+    optional = {} if name.startswith("--") else {"nargs": "?" if given else None}
+    required = {"required": not given} if name.startswith("--") else {}
+    p.add_argument(name, default=given, help=f"{text}; default: {variable}", **optional, **required)
+
+
 def _source(p: argparse.ArgumentParser) -> None:
-    p.add_argument("data", help="folder of scans")
+    _place(p, "data", "folder of scans")
     p.add_argument("--manifest", help="CSV that says what the files are")
     p.add_argument("--columns", help="what its columns mean: image=images/{file},patient=subject,label=diagnosis")
 
@@ -23,15 +33,15 @@ def _inspect(p: argparse.ArgumentParser) -> None:
 
 def _prepare(p: argparse.ArgumentParser) -> None:
     _source(p)
-    p.add_argument("--out", required=True, help="folder of the store")
+    _place(p, "--out", "folder of the store")
     p.add_argument("--workers", type=int, default=1, help="processes")
     p.add_argument("--max_bad_share", type=float, default=0.5, help="stop when more of the images cannot be used")
 
 
 def _training(p: argparse.ArgumentParser, kind: str) -> None:
     p.add_argument("config", help=f"short name of a shipped {kind} config, or a path")
-    p.add_argument("--data", required=True, help="store, as written by prepare")
-    p.add_argument("--out", required=True, help="folder of the run; repeat the command to resume")
+    _place(p, "--data", "store, as written by prepare")
+    _place(p, "--out", "folder of the run; repeat the command to resume")
     p.add_argument("--resume", choices=["auto", "must", "never"], default="auto", help="default: auto")
     p.add_argument("--overwrite", action="store_true", help="remove the run that is there")
     p.epilog = "Any setting of the config: --trainer.max_steps 100 --task.mask_ratio 0.6 --data.crop [64,64,64]"
@@ -53,7 +63,7 @@ def _finetune(p: argparse.ArgumentParser) -> None:
 
 def _probe(p: argparse.ArgumentParser) -> None:
     p.add_argument("init", help="run or export folder")
-    p.add_argument("--data", required=True, help="store with labels or masks")
+    _place(p, "--data", "store with labels or masks")
     p.add_argument("--targets", choices=["label", "mask"], help="what to probe for; default: what the store has")
     p.add_argument("--split", default="test", help="whose images are tested")
     p.add_argument("--crops", type=int, default=64, help="crops per split where labels are masks")
@@ -62,19 +72,19 @@ def _probe(p: argparse.ArgumentParser) -> None:
 
 def _embed(p: argparse.ArgumentParser) -> None:
     p.add_argument("init", help="run or export folder")
-    p.add_argument("--data", required=True, help="store")
+    _place(p, "--data", "store")
     p.add_argument("--out", required=True, help=".parquet or .npz file")
 
 
 def _predict(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="run or export folder of a fine-tuning")
-    p.add_argument("data", help="folder of scans, or one file")
-    p.add_argument("--out", required=True, help="folder of the predictions")
+    _place(p, "data", "folder of scans, or one file")
+    _place(p, "--out", "folder of the predictions")
 
 
 def _export(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", help="folder of a run")
-    p.add_argument("--out", required=True, help="folder of the export")
+    _place(p, "--out", "folder of the export")
     p.add_argument("--checkpoint", help="which checkpoint; default: the newest whole one")
     p.add_argument("--to", default="native", choices=["native"], help="format")
 

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from ssl_med.errors import UserError
 from ssl_med.exports import export
 from ssl_med.learner import Learner
 from ssl_med.recipe import instantiate, locate, parse, public_path
-from ssl_med.reporting.figures import progress_png
+from ssl_med.reporting import progress_png, report
 from ssl_med.run_folder import Resume, RunFolder, versions
-from ssl_med.tasks import Plan, PretextTask, SupervisedTask, Task
+from ssl_med.run_log import LOG, run_log
+from ssl_med.tasks import Choice, Plan, PretextTask, SupervisedTask, Task
 
 
 def build_parser() -> Any:
@@ -85,28 +87,32 @@ def fit(
     resolved, parser = resolve(config, data)
     pl.seed_everything(resolved["seed"], verbose=False)
     module = StoreData(**resolved["data"])
-    settle(resolved, module)
+    chosen = settle(resolved, module)
     built = instantiate(parser, resolved)
     check_fit(backbone_of(built.task), module)
     folder = RunFolder(out, resolved, resume, overwrite)
     try:
-        _train(kind, built, module, resolved, folder)
+        with run_log(folder.path) if folder.leads else nullcontext():
+            for name, choice in chosen.items():
+                LOG.info("task.%s = %s: %s", name, choice.value, choice.reason)
+            _train(kind, built, module, resolved, folder)
+            if folder.leads:
+                report(folder.path)
     finally:
         folder.close()
     return folder.path
 
 
-def settle(resolved: Config, module: StoreData) -> None:
-    """Fill the task's settings that were left open, in place, and say each with its reason."""
+def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
+    """Fill the task's settings that were left open, in place; returns them with their reasons."""
     place = resolved["task"]
     arguments = place["init_args"]
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     plan = Plan(len(module.rows("train")), module.batch_size * parts, resolved["trainer"]["max_steps"])
-    chosen = locate(place["class_path"], "task").choose(arguments, plan)
-    for name, choice in chosen.items():
-        if arguments.get(name) is None:
-            arguments[name] = choice.value
-            print(f"task.{name} = {choice.value}: {choice.reason}", flush=True)
+    offered = locate(place["class_path"], "task").choose(arguments, plan)
+    chosen = {name: choice for name, choice in offered.items() if arguments.get(name) is None}
+    arguments |= {name: choice.value for name, choice in chosen.items()}
+    return chosen
 
 
 def backbone_of(task: Task) -> Backbone:
@@ -144,7 +150,7 @@ def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: R
     folder.write_state(**facts, status="running", step=step)
     if folder.leads:
         begun = f"resuming {facts['task']} at step {step}" if step else f"training {facts['task']}"
-        print(f"{begun} on {facts['data']['images']} images", flush=True)
+        LOG.info("%s on %d images", begun, facts["data"]["images"])
     try:
         trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
         stopped = trainer.global_step < trainer.max_steps  # Ctrl+C, once the step was done and saved

@@ -17,7 +17,7 @@ from ssl_med.files import write_json, write_whole
 Resume = Literal["auto", "never", "must"]
 _SAFE = ("watch", "data.num_workers", "trainer.devices", "trainer.num_nodes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
-_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json"}
+_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json", "train.log"}
 """What a start leaves that failed or was killed before ``run.json`` was written."""
 
 

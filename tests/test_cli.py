@@ -7,7 +7,7 @@ import pytest
 from stores import pictures, store_of
 
 import ssl_med
-from ssl_med.cli import VERBS, main, parse_columns, parse_overrides
+from ssl_med.cli import VERBS, build_parser, main, parse_columns, parse_overrides
 from ssl_med.errors import UserError
 
 LIGHT = """
@@ -121,3 +121,16 @@ def test_settings_that_finetune_fills_in_are_refused(tmp_path, capsys, option, i
     arguments = ["finetune", "smoke/segment", "--data", str(tmp_path), "--init", str(tmp_path), "--out", str(tmp_path)]
     assert main([*arguments, option, "4"]) == 2
     assert f"is set by finetune itself; use {instead}" in capsys.readouterr().err
+
+
+def test_environment_gives_data_and_out(monkeypatch):
+    parse = lambda *words: vars(build_parser().parse_args(words))  # noqa: E731
+    with pytest.raises(SystemExit):
+        parse("pretrain", "mae_3d")
+    monkeypatch.setenv("SSL_MED_DATA", "scans")
+    monkeypatch.setenv("SSL_MED_OUT", "runs")
+    assert (parse("pretrain", "mae_3d")["data"], parse("pretrain", "mae_3d")["out"]) == ("scans", "runs")
+    assert parse("prepare")["data"] == "scans"
+    assert parse("prepare", "others", "--out", "there") | {"data": "others", "out": "there"} == parse(
+        "prepare", "others", "--out", "there"
+    )

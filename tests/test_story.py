@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from stores import SPACING, pictures, save_nifti, volume, volumes
 
+from ssl_med.callbacks.checkpoint import is_whole
 from ssl_med.cli import main
 from ssl_med.data.store import Store
 
@@ -47,6 +48,12 @@ def pretrain_in_two_goes(work: Path, config: str, capsys, *more: object) -> Path
     assert (state["status"], state["step"]) == ("finished", 6)
     assert (base / "progress.png").stat().st_size > 1000
     assert len(list((base / "plots").glob("pictures_step=*.png"))) == 2
+    log = (base / "train.log").read_text()
+    assert "training ssl_med.tasks.MAE" in log
+    assert "resuming ssl_med.tasks.MAE at step 4" in log
+    assert "step 6/6  loss" in log
+    assert str(work) not in log
+    assert "finished" in (base / "report.html").read_text()
     return base
 
 
@@ -109,6 +116,7 @@ def test_images_with_labels(tmp_path, capsys):
     store = Store(tmp_path / "store")
     assert (len(store), store.spatial_dims, store.class_names) == (30, 2, ["left", "right"])
     base = pretrain_in_two_goes(tmp_path, "smoke/mae_2d", capsys)
+    assert is_whole(base / "checkpoints" / "best-knn.ckpt")
     export_probe_embed(tmp_path, base, capsys)
     tuned = compare(tmp_path, "smoke/classify", base, "balanced_accuracy")
     run("predict", tuned, tmp_path / "scans" / "test", "--out", tmp_path / "out")

@@ -1,6 +1,7 @@
 """What is written while a run goes on: metrics as JSON lines, and a line or a bar for the person who waits."""
 
 import json
+import logging
 import math
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+LOG = logging.getLogger("ssl_med")
 
 
 class JsonLines(Logger):
@@ -70,29 +73,30 @@ class Progress(pl.Callback):
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self.every_seconds = every_seconds
-        self._began, self._first, self._said = 0.0, 0, 0.0
+        self._began, self._first, self._shown, self._noted = 0.0, 0, 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._began = self._said = time.monotonic()
+        self._began = self._shown = self._noted = time.monotonic()
         self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Say how far it is; the rate is logged too."""
         now, step, last = time.monotonic(), trainer.global_step, trainer.max_steps
         done, terminal = step - self._first, sys.stderr.isatty()
-        if (
-            not trainer.is_global_zero
-            or not done
-            or (now - self._said < (0.2 if terminal else self.every_seconds) and step < last)
-        ):
+        noted = now - self._noted >= self.every_seconds or step >= last
+        shown = noted or (terminal and now - self._shown >= 0.2)
+        if not trainer.is_global_zero or not done or not shown:
             return
-        self._said = now
+        self._shown = now
         rate = done / (now - self._began)
         samples = rate * len(batch["image"]) * trainer.world_size * trainer.accumulate_grad_batches
         pl_module.log("samples_per_second", samples, batch_size=1)
         loss = float(trainer.callback_metrics.get("loss", math.nan))
         text = f"step {step}/{last}  loss {loss:.4f}  {samples:.1f} samples/s  {clock((last - step) / rate)} left"
+        if noted:
+            self._noted = now
+            LOG.info(text, extra={"quiet": True})
         filled = round(20 * step / last)
         print(
             f"\r[{'#' * filled:<20}] {text}   " if terminal else text,

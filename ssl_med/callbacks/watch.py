@@ -1,5 +1,7 @@
 """Is it working? Probes beside random weights, signs of collapse, and pictures, at a few moments of a run."""
 
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from ssl_med.evaluate import evaluate, probe, random_twin, to_device
 from ssl_med.ops.collapse import effective_rank, feature_spread
 from ssl_med.tasks import PretextTask, SupervisedTask
 from ssl_med.types import Batch
+
+LOG = logging.getLogger("ssl_med")
 
 
 class Watch(pl.Callback):
@@ -32,12 +36,18 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Look when the step is due."""
-        if not self.times or not trainer.is_global_zero or trainer.fit_loop._should_accumulate():
+        if not self._is_due(trainer):
             return
-        every = -(-trainer.max_steps // self.times)
-        step = trainer.global_step
-        if step == trainer.max_steps or (step % every == 0 and trainer.max_steps - step >= every):
+        if trainer.is_global_zero:
             self._look_aside(trainer, pl_module)
+        self.after_look(trainer)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """The same answer on every process."""
+        if not self.times or trainer.fit_loop._should_accumulate():
+            return False
+        every, step = -(-trainer.max_steps // self.times), trainer.global_step
+        return step == trainer.max_steps or (step % every == 0 and trainer.max_steps - step >= every)
 
     def _look_aside(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A look must change nothing: random state and mode are put back."""
@@ -49,8 +59,11 @@ class Watch(pl.Callback):
         task.train(training)
 
     def look(self, trainer: pl.Trainer, task: Any) -> None:
-        """What is done at these moments."""
+        """What is done at these moments, by the first process alone."""
         raise TypeError(f"{type(self).__name__} does not say what to look at")
+
+    def after_look(self, trainer: pl.Trainer) -> None:
+        """What all processes do together after a look. Nothing by default."""
 
 
 def _fixed_batch(trainer: pl.Trainer, size: int) -> Batch:
@@ -85,9 +98,7 @@ class Health(Watch):
         spread, rank = float(feature_spread(features)), float(effective_rank(features))
         _log(trainer, {"health/feature_spread": spread, "health/effective_rank": rank})
         if spread < 0.01:
-            print(
-                f"warning: features are nearly constant (spread {spread:.4f}): the task may have collapsed", flush=True
-            )
+            LOG.warning("features are nearly constant (spread %.4f): the task may have collapsed", spread)
 
 
 class Pictures(Watch):
@@ -118,7 +129,7 @@ class Pictures(Watch):
 class Probes(Watch):
     """kNN and linear scores on the store's labels, beside those of the same backbone with random weights.
 
-    Training patients are tested on validation patients; the test split stays untouched.
+    The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``. Training patients are tested on validation patients; the test split stays untouched.
 
     Args:
         times: how often; a store without labels is not probed.
@@ -129,6 +140,15 @@ class Probes(Watch):
         super().__init__(times)
         self.crops = crops
         self._random: dict[str, float] = {}
+        self._best, self._improved = -math.inf, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, so that a resumed run does not give a worse state its name."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+        self._best = state_dict["best"]
 
     def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
         """Log ``probe/knn``, ``probe/linear`` and the same of random weights."""
@@ -141,10 +161,18 @@ class Probes(Watch):
                 self._random = probe(random_twin(backbone), data, "val", self.crops)
         except UserError as error:  # labels that cannot be probed must not end a training that needs none
             self.times = 0
-            print(f"warning: no probes in this run: {error}", flush=True)
+            LOG.warning("no probes in this run: %s", error)
             return
         scores = {f"probe/{name}": value for name, value in probe(backbone, data, "val", self.crops).items()}
         _log(trainer, {**scores, **{f"probe/{name}_random": value for name, value in self._random.items()}})
+        self._improved = trainer.global_step > 0 and scores["probe/knn"] > self._best
+        self._best = max(self._best, scores["probe/knn"]) if trainer.global_step else self._best
+
+    def after_look(self, trainer: pl.Trainer) -> None:
+        """Keep the state of the best score."""
+        if trainer.strategy.broadcast(self._improved):
+            self._improved = False
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best-knn.ckpt")
 
 
 def labelled_view(data: StoreData) -> StoreData | None:

@@ -1,6 +1,7 @@
 """Projection heads: what stands between a backbone and a loss, and is thrown away afterwards."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ class MLPHead(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         last = len(widths) - 2
-        for number, (inside, outside) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for number, (inside, outside) in enumerate(pairwise(widths)):
             normed = last_norm if number == last else norm == "batch"
             layers.append(nn.Linear(inside, outside, bias=bias and not normed))
             if normed:

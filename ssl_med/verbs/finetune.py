@@ -46,6 +46,7 @@ def finetune(
         The table, also in ``out/table.json``.
     """
     from ssl_med.config import load_config
+    from ssl_med.reporting import report
 
     _refuse_what_is_filled(overrides or {})
     base = load_config(config, "finetune", overrides)
@@ -61,7 +62,7 @@ def finetune(
             table = summarise(rows)
             write_json(Path(out) / "table.json", table)
     write_json(Path(out) / "run.json", {**facts, "status": "finished"})
-    print(to_text(table))
+    print(f"{to_text(table)}\nreport: {report(out)}")
     return table
 
 
