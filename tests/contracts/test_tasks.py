@@ -18,7 +18,15 @@ from ssl_med.types import Batch
 
 SPACES = {"2d": (16, 24), "3d": (8, 8, 12)}
 SMALL: dict[str, dict] = {  # arguments that make a task small; one that is not named here is built from its backbone
+    "BYOL": {"hidden_dim": 16, "out_dim": 8},
+    "BarlowTwins": {"out_dim": 16},
+    "LeJEPA": {"hidden_dim": 16, "out_dim": 8, "directions": 16},
     "MAE": {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2},
+    "MoCoV3": {"hidden_dim": 16, "out_dim": 8},
+    "RegionContrast": {"temperature": 0.5},
+    "SSiT": {"hidden_dim": 16, "out_dim": 8},
+    "SimCLR": {"hidden_dim": 16, "out_dim": 8, "temperature": 0.5},
+    "VICReg": {"out_dim": 16},
     "Segment": {"classes": 2, "widths": [4, 8]},
     "Classify": {"classes": 2},
 }

@@ -1,0 +1,41 @@
+"""VICReg: agree, keep a variance, do not repeat yourself (Bardes et al., ICLR 2022, arXiv 2105.04906)."""
+
+from ssl_med.backbones import Backbone
+from ssl_med.ops.joint import vicreg
+from ssl_med.tasks.heads import MLPHead
+from ssl_med.tasks.joint import TwoViewTask
+from ssl_med.transforms import Views
+from ssl_med.types import Batch, Losses
+
+
+class VICReg(TwoViewTask):
+    """Invariance, variance and covariance of the embedding, with no negatives and no teacher.
+
+    Args:
+        backbone: any.
+        views: two views; crops, flips, brightness, contrast, blur and noise by default.
+        out_dim: width of all three layers of the head (paper: 8192; a smaller one suits small data).
+        invariance: weight of the views' agreement.
+        variance: weight of the hinge that keeps each dimension's standard deviation at 1.
+        covariance: weight of the squared covariances.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: Views | None = None,
+        out_dim: int = 2048,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+    ) -> None:
+        super().__init__(backbone, views)
+        self.out_dim, self.invariance, self.variance, self.covariance = out_dim, invariance, variance, covariance
+        self.head = MLPHead([backbone.embed_dim, out_dim, out_dim, out_dim], bias=False)
+
+    def forward(self, batch: Batch, progress: float) -> Losses:
+        """The weighted sum and its three parts; ``variance`` at 1 is collapse."""
+        first, second = (self.embed(view) for view in self.views(batch))
+        parts = vicreg(first, second)
+        weights = {"invariance": self.invariance, "variance": self.variance, "covariance": self.covariance}
+        return {"loss": sum(weights[name] * part for name, part in parts.items()), **parts}
