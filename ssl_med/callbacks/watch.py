@@ -2,8 +2,9 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -73,13 +74,32 @@ def _fixed_batch(trainer: pl.Trainer, size: int) -> Batch:
     return to_device(dataset.collate([dataset[i] for i in range(size)]), trainer.strategy.root_device)
 
 
+def _first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch."""
+    return cast(Batch, {name: value[:count] for name, value in batch.items()})  # pyright: ignore[reportIndexIssue]
+
+
+def judge_features(signs: Mapping[str, float]) -> str:
+    """A sentence if the backbone's features have collapsed or are no numbers; empty if not."""
+    if not all(math.isfinite(signs[name]) for name in ("feature_spread", "effective_rank")):
+        return "the features are not finite: the training has diverged; lower the learning rate or clip gradients"
+    if signs["feature_spread"] < 0.01:
+        return (
+            f"the features are nearly the same for all images (spread {signs['feature_spread']:.4f}, 1 would be "
+            "isotropic): the task has collapsed; lower the learning rate or lengthen the warm-up"
+        )
+    if signs["effective_rank"] < 1.5:
+        return f"the features lie on a line (effective rank {signs['effective_rank']:.2f}): the task is collapsing"
+    return ""
+
+
 def _log(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(metrics, trainer.global_step)
 
 
 class Health(Watch):
-    """Spread and effective rank of the pooled features; both near 0 mean collapse.
+    """Is the task alive? Spread and effective rank of the features, the task's own signs, and a verdict in words.
 
     Args:
         times: how often.
@@ -89,16 +109,23 @@ class Health(Watch):
     def __init__(self, times: int = 10, samples: int = 32) -> None:
         super().__init__(times)
         self.samples = samples
+        self._said = ""
 
     def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
-        """Log both."""
+        """Log the signs; say what is wrong, once for each verdict."""
         batch, size = _fixed_batch(trainer, self.samples), trainer.datamodule.batch_size  # pyright: ignore
         parts = zip(batch["image"].split(size), batch["spacing"].split(size), strict=True)  # pyright: ignore
         features = torch.cat([task.exports()["backbone"](image, spacing).pooled for image, spacing in parts])
-        spread, rank = float(feature_spread(features)), float(effective_rank(features))
-        _log(trainer, {"health/feature_spread": spread, "health/effective_rank": rank})
-        if spread < 0.01:
-            LOG.warning("features are nearly constant (spread %.4f): the task may have collapsed", spread)
+        own = task.vital_signs(_first(batch, size))
+        signs = {"feature_spread": feature_spread(features), "effective_rank": effective_rank(features), **own}
+        numbers = {name: float(value) for name, value in signs.items()}
+        _log(trainer, {f"health/{name}": value for name, value in numbers.items()})
+        if trainer.global_step == 0:  # nothing can be said of what has not been trained
+            return
+        verdict = judge_features(numbers) or task.verdict(numbers)
+        if verdict and verdict != self._said:
+            LOG.warning("step %d: %s", trainer.global_step, verdict)
+        self._said = verdict
 
 
 class Pictures(Watch):
@@ -129,7 +156,9 @@ class Pictures(Watch):
 class Probes(Watch):
     """kNN and linear scores on the store's labels, beside those of the same backbone with random weights.
 
-    The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``. Training patients are tested on validation patients; the test split stays untouched.
+    The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``.
+
+    Training patients are tested on validation patients; the test split stays untouched.
 
     Args:
         times: how often; a store without labels is not probed.

@@ -17,8 +17,10 @@ def feature_spread(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """exp of the entropy of the normalised singular values of the centred features (RankMe, arXiv 2210.02885).
 
-    At most min(b, d); 1 for features on a line; 0 for constant features.
+    At most min(b, d); 1 for features on a line; 0 for constant features; nan for features that are not finite.
     """
+    if not torch.isfinite(features).all():
+        return torch.full((), torch.nan, device=features.device)
     centred = features.double() - features.double().mean(0)
     values = torch.linalg.svdvals(centred)
     if values.sum() <= 1e-9 * max(1.0, float(features.abs().max())):
