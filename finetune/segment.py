@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from finetune.losses import dice_ce
 from ssl_med.backbones import Backbone
 from ssl_med.decoders import PyramidDecoder
+from ssl_med.errors import UserError
 from ssl_med.tasks import SupervisedTask
 from ssl_med.transforms import SingleView, Views
 from ssl_med.types import Batch, Losses
@@ -27,6 +28,11 @@ class Segment(SupervisedTask):
         frozen: keep the backbone as it is and train the decoder only.
         views: augmentation of the training crops.
         overlap: of neighbouring windows at prediction.
+        decoder: one to start from, as Models Genesis exports it beside the backbone; its widths take the place of
+            ``widths``. By default a new one.
+
+    Raises:
+        UserError: the decoder was made for other maps than this backbone's.
     """
 
     metric = "dice"
@@ -40,12 +46,21 @@ class Segment(SupervisedTask):
         frozen: bool = False,
         views: Views | None = None,
         overlap: float = 0.5,
+        decoder: PyramidDecoder | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.classes, self.window = backbone, classes, list(window)
-        self.widths, self.frozen, self.overlap = list(widths), frozen, overlap
+        self.frozen, self.overlap = frozen, overlap
         self.views = views if views is not None else SingleView([])
-        self.decoder = PyramidDecoder.for_backbone(backbone, widths)
+        self.decoder = PyramidDecoder.for_backbone(backbone, widths) if decoder is None else decoder
+        self.widths = self.decoder.widths
+        made_for = (self.decoder.channels, self.decoder.strides, self.decoder.in_channels)
+        if made_for != (list(backbone.channels), [tuple(s) for s in backbone.strides], backbone.in_channels):
+            raise UserError(
+                f"the decoder follows maps of {made_for[0]} channels at strides {made_for[1]} of {made_for[2]}-channel "
+                f"images, the backbone makes {backbone.channels} at {backbone.strides} of {backbone.in_channels}: take "
+                "both from one export"
+            )
         self.head = _CONV[backbone.spatial_dims](self.decoder.out_channels, classes, 1)
         backbone.requires_grad_(not frozen)
 

@@ -14,21 +14,25 @@ Add = Callable[[argparse.ArgumentParser], None]
 def _place(p: argparse.ArgumentParser, name: str, text: str) -> None:
     """An option for a folder that an environment variable may give: ``SSL_MED_DATA``, ``SSL_MED_OUT``."""
     variable = f"SSL_MED_{name.removeprefix('--').upper()}"
-    given = os.environ.get(variable)
-    optional = {} if name.startswith("--") else {"nargs": "?" if given else None}
-    required = {"required": not given} if name.startswith("--") else {}
-    p.add_argument(name, default=given, help=f"{text}; default: {variable}", **optional, **required)
+    given, text = os.environ.get(variable), f"{text}; default: {variable}"
+    if name.startswith("--"):
+        p.add_argument(name, default=given, required=not given, help=text)
+    else:
+        p.add_argument(name, default=given, nargs="?" if given else None, help=text)
 
 
 def _source(p: argparse.ArgumentParser) -> None:
     _place(p, "data", "folder of scans")
-    p.add_argument("--manifest", help="CSV that says what the files are")
+    p.add_argument("--manifest", help="table (CSV, parquet) or datalist (JSON) that says what the files are")
     p.add_argument("--columns", help="what its columns mean: image=images/{file},patient=subject,label=diagnosis")
+    kinds = ["auto", "imagefolder", "patients", "tree", "frames"]
+    p.add_argument("--layout", choices=kinds, default="auto", help="what the folders mean; default: by their names")
 
 
 def _inspect(p: argparse.ArgumentParser) -> None:
     _source(p)
-    p.add_argument("--limit", type=int, help="read only so many images")
+    p.add_argument("--limit", type=int, help="look at the first images only")
+    p.add_argument("--sample", type=int, help="read the voxels of so many images only, and the headers of all")
 
 
 def _prepare(p: argparse.ArgumentParser) -> None:
@@ -36,6 +40,14 @@ def _prepare(p: argparse.ArgumentParser) -> None:
     _place(p, "--out", "folder of the store")
     p.add_argument("--workers", type=int, default=1, help="processes")
     p.add_argument("--max_bad_share", type=float, default=0.5, help="stop when more of the images cannot be used")
+    p.add_argument("--format", choices=["b2nd", "npy"], default="b2nd", help="compressed chunks, or bare voxels")
+    p.add_argument("--crop", type=int, help="voxels along an axis of the crops to come; default: 96 in 3D, 224 in 2D")
+    p.add_argument("--dtype", choices=["same", "int16"], default="same", help="int16: floats in 65536 even steps")
+    p.add_argument("--spacing", type=_spacings, help="mm to resample to: one number, or z,y,x with 0 to keep an axis")
+    p.add_argument("--order", type=int, choices=[0, 1, 3], default=1, help="of that interpolation; default: 1")
+    p.add_argument("--orientation", default="RAS", help="of volumes; default: RAS")
+    p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
+    p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")
 
 
 def _training(p: argparse.ArgumentParser, kind: str) -> None:
@@ -54,6 +66,7 @@ def _pretrain(p: argparse.ArgumentParser) -> None:
 def _finetune(p: argparse.ArgumentParser) -> None:
     _training(p, "fine-tuning")
     p.add_argument("--init", required=True, help="run or export folder with the pretrained backbone")
+    p.add_argument("--allow_overlap", action="store_true", help="only tell which test images pretraining has seen")
     p.add_argument("--labels", type=_number, help="labelled patients: a number, a share below 1; default all")
     p.add_argument("--seeds", type=int, default=1, help="repetitions, each with its own draw of patients")
     p.add_argument(
@@ -145,6 +158,11 @@ def _number(text: str) -> int | float:
 
 def _numbers(text: str) -> int | tuple[int, ...]:
     values = tuple(int(part) for part in text.split(","))
+    return values[0] if len(values) == 1 else values
+
+
+def _spacings(text: str) -> float | list[float]:
+    values = [float(part) for part in text.split(",")]
     return values[0] if len(values) == 1 else values
 
 

@@ -99,6 +99,7 @@ def check_sections(config: Config) -> None:
     from pytorch_lightning import Trainer
 
     from ssl_med.callbacks.settings import Watching
+    from ssl_med.data.intensity import check_policy
     from ssl_med.data.module import StoreData
     from ssl_med.learner import Learner
     from ssl_med.tasks import Task
@@ -118,6 +119,8 @@ def check_sections(config: Config) -> None:
         for key in config.get(section) or {}:
             if key not in valid:
                 raise UserError(f"{section}.{key}: there is no such setting; {nearest(key, valid)}")
+    if isinstance(intensity := (config.get("data") or {}).get("intensity", "auto"), str):
+        check_policy(intensity)
     check(config["task"], "task", Task)
 
 

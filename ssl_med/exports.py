@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ssl_med.backbones import Backbone, ViT
+from ssl_med.decoders import PyramidDecoder
 from ssl_med.errors import UserError
 from ssl_med.files import write_json
 from ssl_med.recipe import build, recipe
@@ -94,6 +95,11 @@ def load_backbone(folder: str, weights: bool = True) -> Backbone:
 def load_vit(folder: str, weights: bool = True) -> ViT:
     """As :func:`load_backbone`, for tasks that need a ViT: continued pretraining of an MAE names this function."""
     return _load(folder, "backbone", ViT, weights)
+
+
+def load_decoder(folder: str, weights: bool = True) -> PyramidDecoder:
+    """As :func:`load_backbone`, for the decoder that tasks such as Models Genesis export beside it."""
+    return _load(folder, "decoder", PyramidDecoder, weights)
 
 
 def load_task(folder: str) -> SupervisedTask:

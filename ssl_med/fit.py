@@ -20,18 +20,16 @@ from ssl_med.data.module import StoreData
 from ssl_med.errors import UserError
 from ssl_med.exports import export
 from ssl_med.learner import Learner
-from ssl_med.recipe import instantiate, locate, parse, public_path
+from ssl_med.recipe import instantiate, locate, new_parser, parse, public_path
 from ssl_med.reporting import progress_png, report
-from ssl_med.run_folder import Resume, RunFolder, versions
+from ssl_med.run_folder import LEDGER, Resume, RunFolder, versions, write_quarantine
 from ssl_med.run_log import LOG, run_log
 from ssl_med.tasks import Choice, Plan, PretextTask, SupervisedTask, Task
 
 
 def build_parser() -> Any:
     """A parser whose schema is the constructors of what a run is made of."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
+    parser = new_parser()
     parser.add_subclass_arguments(Task, "task", required=True)
     parser.add_class_arguments(StoreData, "data", instantiate=False)
     parser.add_class_arguments(Learner, "learner", skip={"task", "seed"}, instantiate=False)
@@ -95,6 +93,9 @@ def fit(
         with run_log(folder.path) if folder.leads else nullcontext():
             for name, choice in chosen.items():
                 LOG.info("task.%s = %s: %s", name, choice.value, choice.reason)
+            module.ledger = folder.path / LEDGER
+            if folder.leads:
+                module.store.lock(folder.path, module.rows("train"))
             _train(kind, built, module, resolved, folder)
             if folder.leads:
                 report(folder.path)
@@ -110,8 +111,15 @@ def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     plan = Plan(len(module.rows("train")), module.batch_size * parts, resolved["trainer"]["max_steps"])
     offered = locate(place["class_path"], "task").choose(arguments, plan)
-    chosen = {name: choice for name, choice in offered.items() if arguments.get(name) is None}
-    arguments |= {name: choice.value for name, choice in chosen.items()}
+    chosen = {}
+    for name, choice in offered.items():
+        *path, last = name.split(".")
+        holder = arguments
+        for part in path:
+            holder = holder.setdefault(part, {})
+        if holder.get(last) is None:
+            holder[last] = choice.value
+            chosen[name] = choice
     return chosen
 
 
@@ -130,10 +138,10 @@ def check_fit(backbone: Backbone, module: StoreData) -> None:
         UserError: other axes or channels, or a crop that is no multiple of the patch or the coarsest stride.
     """
     store, name = module.store, type(backbone).__name__
-    if (backbone.spatial_dims, backbone.in_channels) != (store.spatial_dims, store.channels):
+    if (backbone.spatial_dims, backbone.in_channels) != (store.spatial_dims, module.channels):
         raise UserError(
             f"backbone: {name} takes {backbone.spatial_dims}D images with {backbone.in_channels} channels, "
-            f"{module.folder} holds {store.spatial_dims}D with {store.channels}"
+            f"{module.folder} gives {store.spatial_dims}D with {module.channels} (data.intensity: {module.intensity})"
         )
     if any(size % step for size, step in zip(module.crop, backbone.multiple(), strict=True)):
         raise UserError(f"data.crop: {module.crop} must be a multiple of {list(backbone.multiple())} for {name}")
@@ -226,6 +234,7 @@ def _finish(task: Task, module: StoreData, folder: RunFolder, facts: dict[str, A
     folder.write_state(step=step)
     export_task(task, module, folder.path / "exports", facts | {"seconds": folder.state["seconds"]})
     progress_png(folder.path)
+    write_quarantine(folder.path)
     folder.write_state(status="finished")  # last: a kill before leaves a run that goes on and exports
 
 
@@ -248,7 +257,7 @@ def input_facts(module: StoreData) -> dict[str, Any]:
     spacing = torch.tensor([row.spacing for row in module.rows("train")]).median(0).values.tolist()
     return {
         "spatial_dims": module.store.spatial_dims,
-        "channels": module.store.channels,
+        "channels": module.channels,
         "crop": module.crop,
         "intensity": module.intensity,
         "median_spacing_mm": [round(s, 4) for s in spacing],

@@ -68,12 +68,21 @@ def build(plan: Recipe, kind: type[T], where: str = "recipe") -> T:
     Raises:
         UserError: unknown class or argument (with the nearest valid one), wrong type, or a class that is no ``kind``.
     """
-    from jsonargparse import ArgumentParser
-
     check(plan, where, kind)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = new_parser()
     parser.add_subclass_arguments(kind, where, required=True)
     return cast(T, instantiate(parser, {where: plan})[where])
+
+
+def new_parser() -> Any:
+    """A parser that raises instead of leaving, and that builds nothing where a config may hold any value.
+
+    jsonargparse would otherwise let a recipe under such a free key construct any class there is.
+    """
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    return ArgumentParser(exit_on_error=False)
 
 
 def parse(parser: Any, config: Mapping[str, Any]) -> Any:
@@ -153,9 +162,7 @@ def _check_value(key: str, hint: Any, value: Any) -> None:
         return
     if any(True for _ in walk(value, key)):
         return  # a list of recipes: each is checked when the walk comes to it
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
+    parser = new_parser()
     parser.add_argument("--value", type=hint)
     try:
         parse(parser, {"value": value})

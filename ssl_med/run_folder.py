@@ -15,10 +15,13 @@ from ssl_med.errors import UserError
 from ssl_med.files import write_json, write_whole
 
 Resume = Literal["auto", "never", "must"]
-_SAFE = ("watch", "data.num_workers", "trainer.devices", "trainer.num_nodes")
+_SAFE = ("watch", "data.num_workers", "data.prefetch", "trainer.devices", "trainer.num_nodes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
-_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json", "train.log"}
+_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json", "train.log", "manifest.lock", ".manifest.lock"}
 """What a start leaves that failed or was killed before ``run.json`` was written."""
+
+LEDGER = ".quarantine.jsonl"
+"""Where the loader processes note the images that a run leaves out."""
 
 
 class RunFolder:
@@ -119,6 +122,20 @@ class RunFolder:
         """Give the folder free."""
         if self.leads:
             self._lock.close()
+
+
+def write_quarantine(folder: Path) -> None:
+    """Write ``quarantine.parquet``: the images that this run had to leave out, by id and reason; often none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ledger = folder / LEDGER
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    reasons = {line["id"]: line["reason"] for line in lines}  # each loader process meets an image for itself
+    table = pa.table(
+        {"id": list(reasons), "reason": list(reasons.values())}, pa.schema([("id", "string"), ("reason", "string")])
+    )
+    pq.write_table(table, folder / "quarantine.parquet")
 
 
 def is_leader() -> bool:

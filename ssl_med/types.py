@@ -21,7 +21,9 @@ class Batch(TypedDict, total=False):
     valid: Bool[Tensor, "b 1 *space"]  # False where a small image was padded up to the crop; absent: all is valid
     saliency: Float[Tensor, "b 1 *space"]  # what a task asks for; absent otherwise
     mask: Int[Tensor, "b 1 *space"]  # voxel labels; -1 = unlabelled
-    label: Tensor  # (b,) class of the whole image; -1 = unlabelled
+    label: Tensor  # (b,) class (or grade, for ordinal targets) of the whole image; -1 = unlabelled
+    labels: Int[Tensor, "b k"]  # several findings: 1, 0, or -1 = unknown
+    boxes: Float[Tensor, "b m faces"]  # lowest *space, highest *space (faces, in voxels), class; lines of -1 are no box
     key: Int[Tensor, " b"]  # random key of each sample, a function of (seed, its global position)
     id: list[str]  # keyed hash of the sample, never a path
 

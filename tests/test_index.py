@@ -13,7 +13,6 @@ from ssl_med.data.index import describe_layout, find_images
 from ssl_med.data.readers import read, read_mask
 from ssl_med.data.record import Unreadable
 from ssl_med.errors import UserError
-from ssl_med.verbs.inspect import inspect
 
 
 def picture(path: Path, value: int = 1) -> Path:
@@ -163,8 +162,9 @@ def test_nnunet_folder(tmp_path):
     (record,) = find_images(tmp_path)
     assert record.mask == tmp_path / "labelsTr" / "case.nii.gz"
     scan(tmp_path / "imagesTr" / "case_0001.nii.gz")
-    with pytest.raises(UserError, match="several channels"):
-        find_images(tmp_path)
+    (record,) = find_images(tmp_path)
+    assert (record.reader, [path.name for path in record.files]) == ("stack", ["case_0000.nii.gz", "case_0001.nii.gz"])
+    assert record.mask == tmp_path / "labelsTr" / "case.nii.gz"
 
 
 def test_four_digit_cases_with_their_own_masks_are_no_channels(tmp_path):
@@ -189,7 +189,7 @@ def test_plain_tree_finds_masks_and_counts_what_it_ignores(tmp_path):
     assert found["hospital/images/deep/b.nii"].mask == tmp_path / "hospital" / "labels" / "deep" / "b.nii.gz"
     assert found["sub-01/anat/t1.nii.gz"].patient == "sub-01"
     layout = describe_layout(tmp_path)
-    assert (layout.ignored_files, layout.name) == (1, "tree of nifti images, 1 masks")
+    assert (layout.ignored_files, layout.name) == (1, "tree of nifti images, 1 masks, 2 folders understood as patients")
 
 
 def test_linked_folders_are_walked_once(tmp_path):
@@ -265,30 +265,3 @@ def test_odd_array_file_is_one_record_that_says_why(tmp_path):
     (record,) = find_images(tmp_path)
     with pytest.raises(Unreadable, match="labels of shape"):
         read(record)
-
-
-# --- inspect
-
-
-def test_inspect_counts_everything(tmp_path, capsys):
-    for name in ("a", "b"):
-        scan(tmp_path / "images" / f"{name}.nii.gz")
-        scan(tmp_path / "labels" / f"{name}.nii.gz")
-    (tmp_path / "images" / "c.nii.gz").write_bytes(b"<html>")
-    facts = inspect(tmp_path)
-    assert json.loads(json.dumps(facts)) == facts
-    assert (facts["images"], facts["usable"], facts["patients"]) == (3, 2, 3)
-    assert facts["shapes"]["3D"]["median"] == [5, 4, 3]
-    assert facts["intensity"] == {"min": 0.0, "p0.5": pytest.approx(0.295), "p99.5": pytest.approx(58.705), "max": 59.0}
-    assert facts["masks"]["count"] == 2
-    assert facts["masks"]["values"]["59"] == 2
-    assert facts["broken"] == [{"name": "images/c.nii.gz", "reason": "not a NIfTI file"}]
-    assert "broken      images/c.nii.gz: not a NIfTI file" in capsys.readouterr().out
-    assert inspect(tmp_path, limit=1)["images"] == 1
-
-
-def test_inspect_names_labels(tmp_path):
-    medmnist(tmp_path / "m.npz", classes=np.array(["no", "yes"]))
-    facts = inspect(tmp_path)
-    assert facts["labels"] == {"0 no": 2, "1 yes": 3}
-    assert facts["splits"] == {"test": 2, "train": 3}

@@ -1,6 +1,5 @@
 """Preparing: idempotent, resumable, the same with any number of processes, and strict about what it takes."""
 
-import csv
 import os
 import shutil
 import signal
@@ -11,12 +10,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from jaxtyping import TypeCheckError
 from PIL import Image
 from stores import build, picture, save_nifti, store_of, volume, volumes
 
 from ssl_med.data.index import find_images
-from ssl_med.data.prepare import Journal, keyed
+from ssl_med.data.ingest import keyed
+from ssl_med.data.likeness import perceptual_hash
+from ssl_med.data.prepare import KILLED as KILLED_TEXT
+from ssl_med.data.prepare import build_store
+from ssl_med.data.settings import Settings
 from ssl_med.data.store import Store, content_hash
 from ssl_med.errors import UserError
 
@@ -31,8 +36,8 @@ def contents(store: Store) -> list[dict]:
 
 
 def quarantine(store: Path) -> dict[str, str]:
-    with (store / "private" / "quarantine.csv").open(newline="") as file:
-        return {Path(path).name: reason for path, reason in csv.reader(file)}
+    lines = pq.read_table(store / "private" / "quarantine.parquet").to_pylist()
+    return {Path(line["file"]).name: line["reason"] for line in lines}
 
 
 def test_a_second_time_does_nothing(tmp_path):
@@ -108,16 +113,17 @@ def test_files_that_were_lost_are_made_again(tmp_path, part):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import ssl_med.data.ingest as ingest
 import ssl_med.data.prepare as prepare
 from ssl_med.data.index import find_images
 if __name__ == "__main__":
     real, done = prepare.prepare_one, []
-    def deadly(record, folder, key):
+    def deadly(job, **arguments):
         if len(done) == int(sys.argv[3]):
-            prepare.write_array(folder / "images" / "half.b2nd", prepare.read(record).array)
+            ingest.write_array(arguments["folder"] / "images" / "half.b2nd", ingest.read(job.record).array)
             os.kill(os.getpid(), signal.SIGKILL)
-        done.append(record)
-        return real(record, folder, key)
+        done.append(job)
+        return real(job, **arguments)
     prepare.prepare_one = deadly
     prepare.build_store(list(find_images(Path(sys.argv[1]))), Path(sys.argv[2]), [])
 """
@@ -144,7 +150,7 @@ def test_two_processes_make_the_same_rows_in_the_same_order(tmp_path):
     assert contents(one) == contents(two)
     records = list(find_images(source))
     for store in (one, two):
-        key = Journal(store.folder).key
+        key = (store.folder / "private" / "key").read_bytes()
         assert [row.id for row in store.rows] == [keyed(key, record.name) for record in records]
 
 
@@ -172,7 +178,7 @@ def test_private_files_are_for_their_owner_alone(tmp_path):
     build(volumes(tmp_path / "in", 2), tmp_path / "store")
     private = tmp_path / "store" / "private"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert {p.name for p in private.iterdir()} == {"key", "journal.jsonl", "sources.csv", "quarantine.csv"}
+    assert {p.name for p in private.iterdir()} == {"key", "journal.jsonl", "sources.csv", "quarantine.parquet", "lock"}
     for path in private.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
 
@@ -237,7 +243,7 @@ def test_foreground_points_at_labelled_voxels_of_every_class(tmp_path):
     store = store_of(volumes(tmp_path / "in", 2), tmp_path / "store")
     for row in store.rows:
         mask = store.read(row, "masks").reshape(-1)
-        found = mask[row.foreground]
+        found = mask[store.foreground(row)]
         assert set(found) == {1, 2}
         assert all((found == value).sum() == min(256, (mask == value).sum()) for value in (1, 2))
 
@@ -257,3 +263,141 @@ def test_what_the_table_says_anew_is_taken_up(tmp_path):
 def test_the_key_cannot_be_guessed_back():
     assert keyed(b"a" * 32, "patient") != keyed(b"b" * 32, "patient")
     assert keyed(os.urandom(32), "") == ""
+
+
+def test_a_file_that_was_only_touched_is_not_read_again(tmp_path):
+    source, store = volumes(tmp_path / "in", 2), tmp_path / "store"
+    build(source, store)
+    before = {p: p.stat().st_mtime_ns for p in (store / "images").iterdir()}
+    os.utime(source / "images" / "case_0.nii.gz", (1, 1))
+    assert build(source, store)["new"] == 0
+    assert {p: p.stat().st_mtime_ns for p in (store / "images").iterdir()} == before
+    lines = (store / "private" / "journal.jsonl").read_text().count("\n")
+    assert lines == 3
+    build(source, store)
+    assert (store / "private" / "journal.jsonl").read_text().count("\n") == lines  # nor hashed a second time
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from ssl_med.data.journal import only_one
+with only_one(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_on_one_folder_is_refused_until_the_first_ends_or_dies(tmp_path):
+    source = volumes(tmp_path / "in", 2)
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "store")], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="is being prepared by another process"):
+            build(source, tmp_path / "store")
+        first.kill()
+    assert build(source, tmp_path / "store")["images"] == 2
+
+
+def test_a_run_with_too_many_bad_files_stops_before_it_has_read_them_all(tmp_path):
+    source, store = tmp_path / "in", tmp_path / "store"
+    for number in range(10):
+        (source / f"{number}.nii.gz").parent.mkdir(exist_ok=True)
+        (source / f"{number}.nii.gz").write_bytes(b"no image")
+    with pytest.raises(UserError, match="4 of 10 images cannot be used: 4 x"):
+        build(source, store, max_bad_share=0.3)
+    assert len(quarantine(store)) == 4
+    with pytest.raises(UserError, match="4 of 10"):  # and does not go on where it stopped
+        build(source, store, max_bad_share=0.3)
+
+
+def test_a_worker_that_is_killed_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
+    source = volumes(tmp_path / "in", 3)
+
+    def dying(*_):
+        def engine(work, jobs, lost):
+            for job in jobs:
+                yield lost(job) if "case_1" in job.record.name else work(job)
+
+        return engine
+
+    monkeypatch.setattr("ssl_med.data.prepare.engine_of", dying)
+    assert build(source, tmp_path / "store") == {"images": 2, "new": 3, "refused": {KILLED_TEXT: 1}, "set_aside": 0}
+    assert quarantine(tmp_path / "store") == {"case_1.nii.gz": KILLED_TEXT}
+
+
+def test_every_format_holds_the_same_voxels(tmp_path):
+    source = volumes(tmp_path / "in", 2)
+    one, other = (store_of(source, tmp_path / f, settings=Settings(format=f)) for f in ("b2nd", "npy"))
+    assert {p.suffix for p in (tmp_path / "npy" / "masks").iterdir()} == {".npy"}
+    assert one.fingerprint() == other.fingerprint()
+    for first, second in zip(one.rows, other.rows, strict=True):
+        assert np.array_equal(one.read(first), other.read(second))
+        window = ([3, 4, 5], [10, 6, 7])
+        assert np.array_equal(one.read(first, "masks", *window), other.read(second, "masks", *window))
+        assert one.foreground(first).tolist() == other.foreground(second).tolist()
+    assert build(source, tmp_path / "npy", settings=Settings(format="b2nd"))["new"] == 2
+    assert {p.suffix for p in (tmp_path / "npy" / "images").iterdir()} == {".b2nd"}  # the old ones are gone
+
+
+def test_floats_in_int16_are_within_half_a_step(tmp_path):
+    image = np.random.default_rng(0).normal(5, 3, (12, 11, 10)).astype(np.float32)
+    save_nifti(tmp_path / "in" / "a.nii.gz", image)
+    store = store_of(tmp_path / "in", tmp_path / "store", settings=Settings(dtype="int16"))
+    row = store.rows[0]
+    found = store.read(row)
+    assert store.read(row, raw=True).dtype == np.int16
+    assert (found.dtype, row.dtype) == (np.float32, "float32")
+    half = (image.max() - image.min()) / 131070
+    error = np.abs(found - image.transpose(2, 1, 0)[None]).max()
+    assert 0 < error <= half * 1.01
+    assert half < 2e-4
+
+
+def test_another_spacing_moves_image_mask_and_geometry_together(tmp_path):
+    source = volumes(tmp_path / "in", 1)
+    store = store_of(source, tmp_path / "store", settings=Settings(spacing=(1.0, 0.0, 2.0), order=1))
+    row = store.rows[0]
+    assert row.spacing == [1.0, 1.5, 2.0]
+    assert row.shape == [1, 48, 22, 10]
+    image, mask = store.read(row), store.read(row, "masks")
+    assert image.dtype == np.int16
+    assert set(np.unique(mask)) == {0, 1, 2}
+    assert image[mask > 0].mean() > image[mask == 0].mean() + 50
+    affine = np.array(row.affine).reshape(4, 4)
+    assert affine[:3, 3] == pytest.approx([0.5, 0, -0.5])
+    assert np.diag(affine) == pytest.approx([2.0, 1.5, 1.0, 1])
+
+
+def test_what_is_set_aside_is_no_bad_file(tmp_path):
+    source = volumes(tmp_path / "in", 2)
+    records = list(find_images(source))
+    records[1] = replace(records[1], aside="a localiser")
+    counts = build_store(records, tmp_path / "store", [], max_bad_share=0.0, say=lambda text: None)
+    assert counts == {"images": 1, "new": 2, "refused": {"a localiser": 1}, "set_aside": 1}
+
+
+def test_tissue_is_found_where_no_mask_is(tmp_path):
+    store = store_of(volumes(tmp_path / "in", 2, masks=False), tmp_path / "store")
+    for row in store.rows:
+        image = store.read(row).reshape(-1)
+        points = store.foreground(row)
+        assert len(points) == 256
+        assert points.tolist() == store.tissue(row).tolist()
+        assert image[points].mean() > image.mean() + 20
+
+
+def test_rows_tell_likeness_and_warnings(tmp_path):
+    records = [replace(r, notes=("two series were joined",)) for r in find_images(volumes(tmp_path / "in", 1))]
+    build_store(records, tmp_path / "store", [], say=lambda text: None)
+    row = Store(tmp_path / "store").rows[0]
+    assert row.warnings == ["two series were joined"]
+    assert row.phash == perceptual_hash(Store(tmp_path / "store").read(row))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"format": "zip"}, {"order": 2}, {"crop": 0}, {"spacing": (-1.0,)}, {"orientation": "RAR"}]
+)
+def test_settings_that_cannot_be_met_are_refused(wrong):
+    with pytest.raises((UserError, TypeCheckError)):
+        Settings(**wrong).check()

@@ -168,3 +168,23 @@ def test_paths_stay_in_the_config(tmp_path):
     lines = [line.strip() for line in (tmp_path / "run" / "config.yaml").read_text().splitlines() if place in line]
     assert lines == [f"folder: {tmp_path / 'store'}"]
     assert paths_in(tmp_path / "store", place) == set()
+
+
+def test_folders_of_persons_never_become_classes(tmp_path, capfd):
+    """A tree of pictures with a folder for each person looks like classes; the names stay out of store and output."""
+    from PIL import Image
+
+    for number, name in enumerate(NAMES):
+        for view in ("front", "side"):
+            path = tmp_path / "in" / name / f"{view}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(volume(number)[0][:, :, 5 + len(view)].clip(0, 255).astype(np.uint8)).save(path)
+    secrets = secrets_of([])
+    assert main(["inspect", str(tmp_path / "in")]) == 0
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "store")]) == 0
+    said = capfd.readouterr()
+    assert not [s for s in secrets if s.lower() in (said.out + said.err).lower().encode()]
+    assert leaks(tmp_path / "store", secrets) == []
+    rows = pq.read_table(tmp_path / "store" / "index.parquet").to_pylist()
+    assert len({row["patient"] for row in rows}) == len(NAMES)
+    assert {row["label"] for row in rows} == {-1}

@@ -41,6 +41,25 @@ def test_every_set_is_understood(name, limit, expected, capsys):
     assert {key: facts[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "patients"),
+    [
+        ("hippocampus_msd", "table index.csv: image from `file`, patient from `inferred_subject`", 133),
+        ("sunnybrook_lv", "table index.csv: image from `file`, patient from `patient`", 45),
+        ("covid19_hannover_cxr", "table index.csv: image from `file`, patient from `patient`", 71),
+        ("chula_rbc12", "array files", 571),
+        ("pneumoniamnist", "array files", 5856),
+        ("dicom_t1_series", "DICOM tree, grouped into series", 1),
+        ("ct_example", "tree of nifti images", 1),
+    ],
+)
+def test_every_layout_is_its_own(name, layout, patients, capsys):
+    """All headers, voxels of three: no conversion script, and the patients that the README of the data counts."""
+    facts = inspect(real(name), sample=3)
+    assert facts["layout"]["name"].startswith(layout)
+    assert (facts["patients"], facts["broken"], facts["set_aside"]) == (patients, [], {})
+
+
 def test_what_the_sets_say_of_themselves(capsys):
     assert inspect(real("hippocampus_msd"), limit=6)["masks"] == {"count": 6, "values": {"0": 6, "1": 6, "2": 6}}
     assert inspect(real("sunnybrook_lv"), limit=6)["masks"]["count"] == 6

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from stores import pictures, save_nifti, store_of, volume, volumes
 
-from ssl_med.data.store import Store, content_hash, write_array
+from ssl_med.data.store import Damaged, Store, content_hash, write_array
 from ssl_med.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_a_window_is_a_slice_of_the_whole(tmp_path, shape):
     """Larger than one chunk along each axis, so that windows cross chunks."""
     image = save_nifti(tmp_path / "in" / "a.nii.gz", volume(0)[0])
     store = store_of(image.parent, tmp_path)
-    row = replace(store.rows[0], id="x")
+    row = replace(store.rows[0], id="x", shape=list(shape), seal="")
     rng = np.random.default_rng(2)
     array = rng.integers(-1000, 1000, shape, dtype=np.int16)
     write_array(tmp_path / "images" / "x.b2nd", array)
@@ -125,3 +125,83 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     image[0, 0, 0] += 1
     save_nifti(source / "images" / "case_0.nii.gz", image)
     assert store_of(source, tmp_path / "c").fingerprint() != first.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "stored"),
+    [
+        ([0, 3, 255], np.float32, np.uint8),
+        ([-1000, 0, 3000], np.float32, np.int16),
+        ([-1000, 0, 3000], np.int32, np.int16),
+        ([0, 70_000, 1], np.int32, np.int32),
+        ([0, 0.5, 1], np.float32, np.float32),
+        ([-0.0, 5, 6], np.float32, np.float32),
+        ([0, 1e12, 5], np.float32, np.float32),
+        ([0, 200, 5], np.uint8, np.uint8),
+    ],
+)
+def test_whole_numbers_are_stored_in_the_smallest_integers_and_come_back_as_they_were(tmp_path, values, dtype, stored):
+    image = np.random.default_rng(0).choice(np.array(values, dtype), (9, 10, 11))
+    save_nifti(tmp_path / "in" / "a.nii.gz", image)
+    store = store_of(tmp_path / "in", tmp_path / "store")
+    row = store.rows[0]
+    assert store.read(row, raw=True).dtype == stored
+    assert store.read(row).tobytes() == np.ascontiguousarray(image.transpose(2, 1, 0)).astype(row.dtype).tobytes()
+    assert content_hash(store.read(row)) == row.sha256
+    out = np.empty((1, 2, 3, 4), np.float32)
+    assert store.read(row, "images", [1, 1, 1], [2, 3, 4], raw=True, out=out) is out
+    assert np.array_equal(out, store.read(row)[:, 1:3, 1:4, 1:5].astype(np.float32))
+    with pytest.raises(ValueError, match="raw=True"):
+        store.read(row, "images", [1, 1, 1], [2, 3, 4], out=out)
+
+
+def test_a_damaged_image_is_named_by_its_row(tmp_path):
+    store = store_of(volumes(tmp_path / "in", 2), tmp_path / "store")
+    row = store.rows[0]
+    path = tmp_path / "store" / "images" / f"{row.id}.b2nd"
+    whole = store.read(row)
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 3] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(Damaged, match=f"images {row.id}: ") as error:
+        store.read(row)
+    assert str(tmp_path) not in str(error.value)
+    assert not np.array_equal(Store(store.folder, verify=False).read(row), whole)
+    assert np.array_equal(store.read(store.rows[1]), volume(1)[0].transpose(2, 1, 0)[None])
+
+
+def test_an_image_that_was_prepared_anew_is_not_read_as_the_old_one(tmp_path):
+    source = volumes(tmp_path / "in", 1)
+    store = store_of(source, tmp_path / "store")
+    row = store.rows[0]
+    store.read(row)  # and stays open
+    save_nifti(source / "images" / "case_0.nii.gz", volume(9)[0])
+    again = store_of(source, tmp_path / "store")
+    with pytest.raises(Damaged, match="not the file that the index knows"):
+        store.read(row)
+    assert np.array_equal(again.read(again.rows[0]), volume(9)[0].transpose(2, 1, 0)[None])
+
+
+def test_only_a_few_files_stay_open(tmp_path):
+    store = store_of(pictures(tmp_path / "in", 30), tmp_path / "store")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for row in [*store.rows, *store.rows]:
+        store.read(row)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 40
+
+
+def test_what_is_written_reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A power cut must not leave an index that names an empty file."""
+    seen = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (seen.append(str(Path(f"/proc/self/fd/{file}").readlink())), real(file))[1]
+    )
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (seen.append(str(to)), rename(self, to))[1])
+    store_of(volumes(tmp_path / "in", 1), tmp_path / "store")
+    for name in (f"images/{Store(tmp_path / 'store').rows[0].id}.b2nd", "index.arrow", "index.parquet"):
+        place = seen.index(str(tmp_path / "store" / name))
+        assert Path(seen[place - 1]).parent == (tmp_path / "store" / name).parent, name
+        assert Path(seen[place - 1]).name.startswith("."), name
+        assert place < seen.index(str(tmp_path / "store" / "store.json"))

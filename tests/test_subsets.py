@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from ssl_med.data.store import Row
 from ssl_med.data.subsets import assign_splits, labelled_subset
 from ssl_med.errors import UserError
 
-BLANK = Row("", "", "", "", "", -1, "", [1, 8, 8], [1.0, 1.0], [], "uint8", False, [], [], "", *(0.0, 1.0) * 3)
+BLANK = Row("", "", "", "", "", -1, "", [1, 8, 8], [1.0, 1.0], [], "uint8", False, [], "", *(0.0, 1.0) * 3)
 
 
 def rows(patients: int, classes: tuple[int, ...] = (0, 1), images: int = 2, key: str = "k") -> list[Row]:
@@ -115,3 +116,34 @@ def test_nobody_moves_between_splits_when_patients_are_added():
     found = assign_splits(rows(30), before=before)
     assert [row.split for row in found[:40]] == [row.split for row in first]
     assert Counter(row.split for row in found[40:]) == {"train": 14, "val": 2, "test": 4}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_split_has_the_classes_in_proportion(seed):
+    found = assign_splits(rows(60, (0, 0, 1, 2)), seed=seed)  # 30, 15 and 15 patients
+    for split, patients in (("test", 12), ("val", 6), ("train", 42)):
+        of_split = {row.patient: row.label for row in found if row.split == split}
+        shares = Counter(of_split.values())
+        assert len(of_split) == patients
+        assert abs(shares[0] - patients / 2) <= 1.5
+        assert abs(shares[1] - patients / 4) <= 1.5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fractions_nest_for_any_patients_and_classes(seed):
+    """Random tables: 5 % lies in 10 % lies in 50 %; no patient is cut; a class of many patients is never left out."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(20, 80))
+    classes = tuple(int(c) for c in rng.integers(0, 4, count))
+    found = rows(count, classes, images=int(rng.integers(1, 4)))
+    found = [found[i] for i in rng.permutation(len(found))]
+    subsets = [labelled_subset(found, share, seed) for share in (0.05, 0.1, 0.5, 1.0)]
+    for small, large in pairwise(subsets):
+        assert {row.id for row in small} <= {row.id for row in large}
+    for share, subset in zip((0.05, 0.1, 0.5, 1.0), subsets, strict=True):
+        patients = {row.patient for row in subset}
+        assert len(patients) == max(1, round(share * count))
+        assert {row.id for row in subset} == {row.id for row in found if row.patient in patients}
+    half = Counter({row.patient: row.label for row in subsets[2]}.values())
+    for label, size in Counter(classes).items():
+        assert abs(half[label] - size / 2) <= 1.5

@@ -149,23 +149,30 @@ class ViT(Backbone):
             image: (b, c, \\*space), divisible by the patch.
             spacing: (b, axes) mm per voxel; needed when positions are in mm.
         """
-        grid = grid_of(tuple(image.shape[2:]), self.patch)
-        centre = self._centres(grid, image.device, spacing)
-        value = self.patch_embed(image)
+        embed = self.embedding(image.ndim - 2)
+        grid = grid_of(tuple(image.shape[2:]), embed.patch)
+        centre = self._centres(grid, embed.patch, image.device, spacing)
+        value = embed(image)
         if self.positions == "sincos":
             value = value + sincos(centre, self.embed_dim).to(value.dtype)
         elif self.pos_embed is not None:
             value = value + resize_positions(self.pos_embed, self.grid or grid, grid)
         return Tokens(value, centre, grid)
 
-    def _centres(self, grid: tuple[int, ...], device: torch.device, spacing: Tensor | None) -> Tensor:
+    def embedding(self, axes: int) -> PatchEmbed:
+        """What makes tokens of images with so many axes of space; a backbone of several ranks has one for each."""
+        return self.patch_embed
+
+    def _centres(
+        self, grid: tuple[int, ...], patch: tuple[int, ...], device: torch.device, spacing: Tensor | None
+    ) -> Tensor:
         centre = patch_centres(grid, device)[None]
         if self.position_unit == "patch":
             return centre
         if spacing is None:
             raise ValueError("position_unit='mm' needs the spacing of the batch")
-        patch = torch.tensor(self.patch, device=device, dtype=spacing.dtype)
-        return centre * (spacing * patch)[:, None] / self.reference_mm
+        voxels = torch.tensor(patch, device=device, dtype=spacing.dtype)
+        return centre * (spacing * voxels)[:, None] / self.reference_mm
 
     def encode(self, tokens: Tokens) -> Float[Tensor, "b m d"]:
         """Run the blocks over any subset of the patches; returns prefix tokens and patches, normalised."""

@@ -2,6 +2,7 @@
 
 from ssl_med.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints, newest_whole, remove_leftovers
 from ssl_med.callbacks.journal import JsonLines, Progress
+from ssl_med.callbacks.waiting import Waiting
 from ssl_med.callbacks.watch import Health, Pictures, Probes, Validate, Watch
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Probes",
     "Progress",
     "Validate",
+    "Waiting",
     "Watch",
     "newest_whole",
     "remove_leftovers",

@@ -8,6 +8,7 @@ from pytorch_lightning.loggers import Logger
 
 from ssl_med.callbacks.checkpoint import Checkpoints
 from ssl_med.callbacks.journal import JsonLines, Progress
+from ssl_med.callbacks.waiting import Waiting
 from ssl_med.callbacks.watch import Health, Pictures, Probes, Validate
 
 
@@ -39,7 +40,7 @@ class Watching:
         """Those of a pretraining or a fine-tuning; probes come after health, checkpoints last."""
         looks = [Validate(self.validate)] if kind == "finetune" else [Health(self.health), Probes(self.probes)]
         saves = Checkpoints(self.checkpoint_minutes, self.checkpoint_steps)
-        return [Progress(), *looks, Pictures(self.pictures), saves]
+        return [Progress(), *looks, Pictures(self.pictures), Waiting(), saves]
 
     def loggers(self, folder: Path, resume_step: int) -> list[Logger]:
         """Always JSON lines, then what was asked for. No tracker is given the config: it holds local paths."""

@@ -1,53 +1,96 @@
 """Samples from a store: random crops for training, whole images for evaluation."""
 
-from typing import Any, cast
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ssl_med.data.intensity import Policy
-from ssl_med.data.sampler import GlobalOrder, crop_corner
-from ssl_med.data.store import Row, Store
+from ssl_med.data.buffers import Buffers
+from ssl_med.data.crops import CropAffine, Region, boxes_inside, random_region, straight_region, whole_region
+from ssl_med.data.filling import fill_image, fill_labels
+from ssl_med.data.intensity import Policy, channels_of
+from ssl_med.data.rows import Row, Rows
+from ssl_med.data.sampler import GlobalOrder
+from ssl_med.data.store import Damaged, Store
+from ssl_med.errors import UserError
 from ssl_med.ops.random import sample_keys
 from ssl_med.types import Batch
 
 Sample = dict[str, Any]
+Target = Literal["mask", "label", "labels", "boxes"]
+"""What is learned of an image: voxel labels, one class (or a grade), several findings, or boxes."""
+
+_log = logging.getLogger(__name__)
 
 
 def make_sample(
-    store: Store, row: Row, corner: list[int], size: list[int], policy: Policy, padded: bool, masks: bool
+    store: Store,
+    row: Row,
+    region: Region,
+    policy: Policy,
+    padded: bool,
+    targets: Target | None,
+    most_boxes: int = 0,
+    out: Tensor | None = None,
 ) -> Sample:
-    """Read, scale and pad one window of an image.
+    """Read, scale, pad and, where the region says so, turn one region of an image.
 
     Args:
         store: where it lies.
         row: which image.
-        corner: first voxel along each axis.
-        size: voxels along each axis of the sample; what the image lacks is padded behind it.
-        policy: of the intensities.
+        region: which voxels of it.
+        policy: of the intensities. What lies outside the image looks like air.
         padded: give the map of valid voxels (all samples of a batch must agree).
-        masks: read the voxel labels too, where there are any.
+        targets: what to give besides the image; the class of the image is always there.
+        most_boxes: lines of the boxes.
+        out: (c, \\*size) float32 to write the image into.
+
+    Raises:
+        Damaged: what is stored is not what was written.
     """
-    inside = [min(s, n - c) for s, n, c in zip(size, row.shape[1:], corner, strict=True)]
-    rest = [(0, 0), *[(0, s - i) for s, i in zip(size, inside, strict=True)]]
-    image = row.scale(policy)(store.read(row, "images", corner, inside))
-    sample: Sample = {
-        "image": torch.from_numpy(np.pad(image, rest)),
-        "spacing": torch.tensor(row.spacing, dtype=torch.float32),
-        "label": row.label,
-        "id": row.id,
-    }
-    if masks and row.has_mask:
-        mask = store.read(row, "masks", corner, inside).astype(np.int64)
-        sample["mask"] = torch.from_numpy(np.pad(mask, rest, constant_values=-1))
+    image = torch.empty(channels_of(policy, store.channels), *region.size) if out is None else out
+    voxels = store.read(row, "images", region.corner, region.read)
+    valid = fill_image(image.numpy(), voxels, region, row.scale(policy))
+    spacing = torch.tensor(region.spacing, dtype=torch.float32)
+    sample: Sample = {"image": image, "spacing": spacing, "label": row.label, "id": row.id}
+    if targets == "mask" and row.has_mask:
+        labels = store.read(row, "masks", region.corner, region.read)
+        sample["mask"] = torch.from_numpy(fill_labels(labels, region))
+    elif targets == "labels":
+        sample["labels"] = torch.tensor(findings(row))
+    elif targets == "boxes":
+        sample["boxes"] = boxes_inside(boxes_of(row, len(region.size)), region, most_boxes)
     if padded:
-        sample["valid"] = torch.from_numpy(np.pad(np.ones((1, *inside), bool), rest))
+        sample["valid"] = torch.ones(1, *region.size, dtype=torch.bool) if valid is None else torch.from_numpy(valid)
     return sample
+
+
+def findings(row: Row) -> list[int]:
+    """1, 0 or -1 (unknown) for each finding of an image; empty where the store has no such column."""
+    return list(getattr(row, "labels", []))
+
+
+def boxes_of(row: Row, axes: int) -> np.ndarray:
+    """(m, 2 * axes + 1): lowest and highest faces in voxels, then the class; none without such a column."""
+    return np.asarray(getattr(row, "boxes", []), np.float64).reshape(-1, 2 * axes + 1)
+
+
+def _most_boxes(rows: Rows, targets: Target | None) -> int:
+    if targets != "boxes":
+        return 0
+    return max((len(boxes_of(row, len(row.spacing))) for row in rows), default=0)
 
 
 class CropDataset(Dataset[Sample]):
     """position -> a random crop; what position it is decides image, crop and the key of all later randomness.
+
+    An image that turns out to be damaged is replaced by the next one of the order, by every process alike.
 
     Args:
         store: where the images lie.
@@ -56,35 +99,55 @@ class CropDataset(Dataset[Sample]):
         policy: of the intensities.
         seed: of the run.
         foreground: share of the crops that must contain a labelled voxel (nnU-Net: one third).
-        masks: read the voxel labels too.
+        targets: what to give besides the image.
+        order: which row stands at which position; every image once before any comes again, if absent.
+        spacing: mm per voxel of the crops along each axis; that of each image if absent.
+        affine: turn and zoom the crops while they are read.
+        most_damaged: share of images that may be damaged before the training stops; one always may.
     """
 
     def __init__(
         self,
         store: Store,
-        rows: list[Row],
+        rows: Rows | Sequence[Row],
         crop: list[int],
         policy: Policy,
         seed: int,
         foreground: float = 0.0,
-        masks: bool = False,
+        targets: Target | None = None,
+        order: GlobalOrder | None = None,
+        spacing: list[float] | None = None,
+        affine: CropAffine | None = None,
+        most_damaged: float = 0.02,
     ) -> None:
-        self.store, self.rows, self.crop, self.seed = store, rows, crop, seed
+        self.store, self.crop, self.seed = store, crop, seed
+        self.rows = rows if isinstance(rows, Rows) else Rows.of(rows)
         self.policy: Policy = policy
-        self.foreground, self.masks = foreground, masks
-        self.order = GlobalOrder(len(rows), seed)
-        self.padded = any(n < c for row in rows for n, c in zip(row.shape[1:], crop, strict=True))
+        self.targets: Target | None = targets
+        self.foreground = foreground
+        self.order = order or GlobalOrder(len(rows), seed)
+        self.spacing, self.affine, self.most_damaged = spacing, affine, most_damaged
+        self.padded = affine is not None or spacing is not None or self._smaller()
+        self.most_boxes = _most_boxes(self.rows, targets)
+        self.damaged: set[str] = set()
+        self.ledger: Path | None = None
+        """File that gets a line for every image that is left out; set by who knows the folder of the run."""
+        self._buffers = Buffers((channels_of(policy, store.channels), *crop))
+
+    def _smaller(self) -> bool:
+        """Some image is smaller than the crop."""
+        return bool((self.rows.lengths("shape")[:, 1:] < np.array(self.crop)).any())
 
     def __getitem__(self, position: int) -> Sample:
-        row = self.rows[self.order(position)]
-        rng = np.random.default_rng((self.seed, 4, position))
-        around = None
-        if rng.random() < self.foreground and row.foreground:
-            voxel = row.foreground[int(rng.integers(len(row.foreground)))]
-            around = [int(i) for i in np.unravel_index(voxel, row.shape[1:])]
-        corner = crop_corner(rng, row.shape[1:], self.crop, around)
-        sample = make_sample(self.store, row, corner, self.crop, self.policy, self.padded, self.masks)
-        return {**sample, "position": position}
+        return self._sample(position)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The batch of these positions: what a loader asks for at once, written into one buffer without a copy."""
+        images = self._buffers.take(len(positions))
+        samples = [self._sample(position, image) for position, image in zip(positions, images, strict=True)]
+        for sample in samples:
+            del sample["image"]
+        return cast(Batch, {"image": images, **self.collate(samples)})
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack samples; positions become keys."""
@@ -92,29 +155,98 @@ class CropDataset(Dataset[Sample]):
         batch["key"] = sample_keys(self.seed, batch.pop("position"))
         return cast(Batch, batch)
 
+    def _sample(self, position: int, out: Tensor | None = None) -> Sample:
+        for attempt in range(len(self.rows)):
+            row = self.rows[self.order(position, attempt)]
+            if row.id in self.damaged:
+                continue
+            try:
+                region = self._region(row, position)
+                sample = make_sample(
+                    self.store, row, region, self.policy, self.padded, self.targets, self.most_boxes, out
+                )
+            except Damaged as error:
+                self._leave_out(row, error)
+            else:
+                return {**sample, "position": position}
+        raise UserError(f"{self.store.folder}: no image of this training can be read; run `ssl-med prepare` again")
+
+    def _region(self, row: Row, position: int) -> Region:
+        rng = np.random.default_rng((self.seed, 4, position))
+        around, space = None, row.shape[1:]
+        if rng.random() < self.foreground:
+            voxels = self.store.foreground(row)
+            if len(voxels):
+                around = [int(i) for i in np.unravel_index(voxels[int(rng.integers(len(voxels)))], space)]
+        turn = None if self.affine is None else self.affine.matrix(rng, len(space))
+        return random_region(rng, space, row.spacing, self.crop, self.spacing, turn, around)
+
+    def _leave_out(self, row: Row, error: Damaged) -> None:
+        """Note a damaged image, once.
+
+        Raises:
+            UserError: there are too many.
+        """
+        self.damaged.add(row.id)
+        _log.warning("image %s is left out: %s (%d so far)", row.id, error, len(self.damaged))
+        if self.ledger is not None:
+            with self.ledger.open("a") as file:  # short lines of several loader processes do not mix
+                file.write(json.dumps({"id": row.id, "reason": str(error)}) + "\n")
+        if len(self.damaged) > max(1, self.most_damaged * len(self.rows)):
+            raise UserError(
+                f"{self.store.folder}: {len(self.damaged)} of {len(self.rows)} images are damaged, the last one is "
+                f"{row.id} ({error}); run `ssl-med prepare` again, or check the disk"
+            )
+
 
 class WholeDataset(Dataset[Sample]):
-    """Whole images in order, padded behind to at least ``least`` and to a multiple of ``multiple`` along each axis."""
+    """Whole images in order, padded behind to at least ``least`` and to a multiple of ``multiple`` along each axis.
+
+    Args:
+        store: where the images lie.
+        rows: which.
+        policy: of the intensities.
+        least, multiple: voxels along each axis.
+        targets: what to give besides the image.
+        spacing: mm per voxel along each axis; that of each image if absent.
+    """
 
     def __init__(
-        self, store: Store, rows: list[Row], policy: Policy, least: list[int], multiple: list[int], masks: bool = False
+        self,
+        store: Store,
+        rows: Rows | Sequence[Row],
+        policy: Policy,
+        least: list[int],
+        multiple: list[int],
+        targets: Target | None = None,
+        spacing: list[float] | None = None,
     ) -> None:
-        self.store, self.rows, self.least, self.multiple = store, rows, least, multiple
+        self.store, self.least, self.multiple = store, least, multiple
+        self.rows = rows if isinstance(rows, Rows) else Rows.of(rows)
         self.policy: Policy = policy
-        self.masks = masks
+        self.targets: Target | None = targets
+        self.spacing = spacing
+        self.most_boxes = _most_boxes(self.rows, targets)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         row = self.rows[index]
-        return make_sample(self.store, row, [0] * len(self.least), self.size(row), self.policy, True, self.masks)
+        size = [int(n) for n in self.sizes(np.array([row.shape[1:]]), np.array([row.spacing]))[0]]
+        if self.spacing is None:
+            region = straight_region(row.shape[1:], row.spacing, [0] * len(size), size)
+        else:
+            region = whole_region(row.shape[1:], row.spacing, size, self.spacing)
+        return make_sample(self.store, row, region, self.policy, True, self.targets, self.most_boxes)
 
-    def size(self, row: Row) -> list[int]:
-        """Voxels along each axis of an image's sample."""
-        sizes = zip(row.shape[1:], self.least, self.multiple, strict=True)
-        return [-(-max(n, low) // multiple) * multiple for n, low, multiple in sizes]
+    def sizes(self, space: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+        """Voxels along each axis of the samples of images (n, axes)."""
+        if self.spacing is not None:
+            space = np.ceil(space * spacing / np.array(self.spacing) - 1e-6).astype(int)
+        return -(-np.maximum(space, self.least) // np.array(self.multiple)) * np.array(self.multiple)
 
     def one_size(self) -> bool:
         """All samples have the same shape, so that they can be batched."""
-        return len({tuple(self.size(row)) for row in self.rows}) <= 1
+        sizes = self.sizes(self.rows.lengths("shape")[:, 1:], self.rows.lengths("spacing"))
+        return len(np.unique(sizes, axis=0)) <= 1

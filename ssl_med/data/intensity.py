@@ -1,11 +1,19 @@
-"""From scanner units to what a network sees: one window and one scale per image, chosen by modality."""
+"""From scanner units to what a network sees: one window and one scale per channel, chosen by modality."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Policy = Literal["auto", "ct", "foreground", "unit"]
+from ssl_med.data.windows import preset
+from ssl_med.errors import UserError
+
+Policy = str
+"""Name of a rule of :func:`scale_of`; :func:`check_policy` says whether there is such a rule."""
+
+POLICIES = ("auto", "ct", "foreground", "unit", "suv")
+_PROJECTIONS = ("CR", "DX", "MG", "PX", "IO", "XA", "RF", "RG", "XR")
+_HIGHEST_SUV = 100.0
+"""No tissue has a 99.5th percentile above this in SUV; in Bq/ml every scan has."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scale:
-    """``(clip(voxel, low, high) - shift) * factor``."""
+    """``(clip(voxel, low, high) - shift) * factor``, one channel out for each channel in."""
 
     low: float
     high: float
@@ -42,6 +50,37 @@ class Scale:
         scaled -= np.float32(self.shift)
         scaled *= np.float32(self.factor)
         return scaled
+
+    @property
+    def parts(self) -> tuple["Scale", ...]:
+        """The scales that are applied side by side: itself."""
+        return (self,)
+
+    @property
+    def background(self) -> float:
+        """The scaled value of ``low``: what air looks like, and so what lies beyond the image's border."""
+        return float((np.float32(self.low) - np.float32(self.shift)) * np.float32(self.factor))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Several scales of the same voxels side by side, as channels.
+
+    Attributes:
+        parts: one scale for each channel out, all with the same background.
+    """
+
+    parts: tuple[Scale, ...]
+
+    def __call__(self, voxels: np.ndarray) -> np.ndarray:
+        """(c, \\*space) -> (c * parts, \\*space) float32; all windows of the first channel come first."""
+        seen = np.stack([part(voxels) for part in self.parts], axis=1)
+        return seen.reshape(-1, *voxels.shape[1:])
+
+    @property
+    def background(self) -> float:
+        """The scaled value of air, the same in every window."""
+        return self.parts[0].background
 
 
 def statistics(array: np.ndarray) -> Statistics:
@@ -56,23 +95,88 @@ def statistics(array: np.ndarray) -> Statistics:
     return Statistics(low, high, float(inside.mean()), float(inside.std()), float(voxels.min()), float(voxels.max()))
 
 
-def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Scale:
+def check_policy(policy: Policy) -> None:
+    """Refuse a rule that does not exist.
+
+    Raises:
+        UserError: with all the rules there are.
+    """
+    if policy in POLICIES:
+        return
+    kind, _, names = policy.partition(":")
+    if kind not in ("window", "windows"):
+        rules = f"{', '.join(POLICIES)}, window:lung or windows:lung,soft_tissue,bone"
+        raise UserError(f"intensity {policy!r} is no rule, expected one of {rules}")
+    windows = [preset(name) for name in _window_names(policy)]
+    if kind == "window" and len(windows) != 1:
+        raise UserError(
+            f"intensity {policy!r} names {len(windows)} windows, expected 1: windows:{names} makes channels"
+        )
+
+
+def channels_of(policy: Policy, channels: int) -> int:
+    """Channels that a network sees, where an image has ``channels``.
+
+    Example: ``channels_of("windows:lung,soft_tissue,bone", 1) == 3``.
+    """
+    return channels * max(1, len(_window_names(policy)))
+
+
+def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Scale | Windows:
     """The scale of one image.
 
     Args:
-        policy: ``ct``: HU are absolute, [-1000, 1000] to [0, 1] (Models Genesis, Swin UNETR). ``foreground``: clip to
-            [low, high], then zero mean and unit variance over the foreground (MR and everything without absolute
-            units). ``unit``: 8-bit images by 1/255, others from [low, high] to [0, 1]. ``auto``: CT gets ``ct``, 8-bit
-            images ``unit``, the rest ``foreground``.
+        policy: one of
+
+            - ``ct``: HU are absolute, [-1000, 1000] to [0, 1] (Models Genesis, Swin UNETR).
+            - ``foreground``: clip to [low, high], then zero mean and unit variance over the foreground (MR and all that
+              has no absolute units).
+            - ``unit``: 8-bit images by 1/255, others from [low, high] to [0, 1] (X-ray, ultrasound, photographs).
+            - ``suv``: PET in standardised uptake values, [0, 20] to [0, 1].
+            - ``window:lung``: one of :data:`ssl_med.data.windows.PRESETS`, to [0, 1].
+            - ``windows:lung,soft_tissue,bone``: several, each as a channel.
+            - ``auto``: by modality and type, see :func:`rule_for`.
         modality: of the image.
         dtype: of the stored voxels.
         found: its statistics.
+
+    Raises:
+        UserError: no such rule.
     """
+    check_policy(policy)
     if policy == "auto":
-        policy = "ct" if modality == "CT" else "unit" if dtype == "uint8" else "foreground"
+        policy = rule_for(modality, dtype, found)
+    if names := _window_names(policy):
+        windows = tuple(_between(*preset(name).limits) for name in names)
+        return windows[0] if len(windows) == 1 else Windows(windows)
     if policy == "ct":
         return Scale(-1000.0, 1000.0, -1000.0, 1 / 2000)
+    if policy == "suv":
+        return _between(0.0, 20.0)
     if policy == "unit":
-        low, high = (0.0, 255.0) if dtype == "uint8" else (found.low, found.high)
-        return Scale(low, high, low, 1 / max(high - low, 1e-6))
+        return _between(0.0, 255.0) if dtype == "uint8" else _between(found.low, found.high)
     return Scale(found.low, found.high, found.mean, 1 / max(found.sd, 1e-6))
+
+
+def rule_for(modality: str, dtype: str, found: Statistics) -> Policy:
+    """What ``auto`` means for an image.
+
+    CT gets ``ct``; 8-bit images and projections by X-ray ``unit``; PET ``suv`` where its values can be SUV, which those
+    in Bq/ml cannot; the rest ``foreground``.
+    """
+    if modality == "CT":
+        return "ct"
+    if dtype == "uint8" or modality in _PROJECTIONS:
+        return "unit"
+    if modality == "PT" and found.high <= _HIGHEST_SUV:
+        return "suv"
+    return "foreground"
+
+
+def _between(low: float, high: float) -> Scale:
+    return Scale(low, high, low, 1 / max(high - low, 1e-6))
+
+
+def _window_names(policy: Policy) -> list[str]:
+    kind, _, names = policy.partition(":")
+    return [name.strip() for name in names.split(",")] if kind in ("window", "windows") else []

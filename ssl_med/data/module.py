@@ -1,16 +1,20 @@
 """The data module: a store in, batches out, for pretraining and for fine-tuning on a labelled subset."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ssl_med.data.dataset import CropDataset, WholeDataset
-from ssl_med.data.intensity import Policy
-from ssl_med.data.sampler import StepBatches
-from ssl_med.data.store import Row, Store
+from ssl_med.data.crops import CropAffine
+from ssl_med.data.dataset import CropDataset, Target, WholeDataset, boxes_of, findings
+from ssl_med.data.intensity import Policy, channels_of, check_policy
+from ssl_med.data.rows import Row, Rows
+from ssl_med.data.sampler import GlobalOrder, StepBatches, groups_of
+from ssl_med.data.store import Store
 from ssl_med.data.subsets import labelled_subset
 from ssl_med.errors import UserError
 
@@ -23,12 +27,24 @@ class StoreData(pl.LightningDataModule):
         crop: voxels along each axis, or one number for all.
         batch_size: samples per step, over all processes.
         intensity: how voxels are scaled, see :func:`ssl_med.data.intensity.scale_of`.
-        targets: what fine-tuning learns, ``mask`` or ``label``: images without it are left out; None for pretraining.
+        targets: what fine-tuning learns: ``mask``, ``label`` (a class or a grade), ``labels`` (several findings) or
+            ``boxes``; images without it are left out. None for pretraining.
         labels: labelled patients to train on: a number, a share below 1, or all.
         labels_seed: of the draw of these patients.
-        foreground: share of crops that must contain a labelled voxel.
+        foreground: share of crops that must contain a labelled voxel, or tissue where there are no labels.
         num_workers: loader processes; 0 is fastest where cores are few, since training itself uses them.
         seed: of order and crops.
+        crop_mm: mm along each axis of a crop, or one number for all: every image is then shown at a spacing of
+            crop_mm / crop, interpolated on the CPU while it is read, without smoothing before a reduction. Without it
+            an image keeps its spacing, anisotropic or not.
+        affine: turn and zoom crops while they are read, see :class:`ssl_med.data.crops.CropAffine`; without it
+            geometry is left to the transforms of the task, on its device.
+        weights: how often images of each kind are shown, relative to each other and however many there are, e.g.
+            ``{CT: 1, MR: 2}``; every kind of the training images must be named. Without it every image once a pass.
+        weights_by: what the names in ``weights`` are.
+        crops_per_image: crops taken while an image is in use; more read less from slow disks.
+        window: images in use at a time, over which these crops are mixed.
+        prefetch: batches that each loader process keeps ready.
     """
 
     def __init__(
@@ -37,47 +53,106 @@ class StoreData(pl.LightningDataModule):
         crop: int | Sequence[int] = 96,
         batch_size: int = 8,
         intensity: Policy = "auto",
-        targets: Literal["mask", "label"] | None = None,
+        targets: Target | None = None,
         labels: int | float | None = None,
         labels_seed: int = 0,
         foreground: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
+        crop_mm: float | Sequence[float] | None = None,
+        affine: CropAffine | dict[str, Any] | None = None,
+        weights: dict[str, float] | None = None,
+        weights_by: Literal["modality", "site", "dataset"] = "modality",
+        crops_per_image: int = 1,
+        window: int = 16,
+        prefetch: int = 2,
     ) -> None:
         super().__init__()
+        check_policy(intensity)
         self.folder, self.batch_size = folder, batch_size
         self.intensity: Policy = intensity
-        self.targets, self.labels, self.labels_seed = targets, labels, labels_seed
+        self.targets: Target | None = targets
+        self.labels, self.labels_seed = labels, labels_seed
         self.foreground, self.num_workers, self.seed = foreground, num_workers, seed
+        self.weights, self.weights_by = weights, weights_by
+        self.crops_per_image, self.window, self.prefetch = crops_per_image, window, prefetch
+        self.affine = CropAffine.of(affine) if isinstance(affine, Mapping) else affine
+        self.ledger: Path | None = None  # where images that are left out are noted
         self.store = Store(folder)
-        axes = self.store.spatial_dims
-        self.crop = [crop] * axes if isinstance(crop, int) else list(crop)
-        if len(self.crop) != axes:
-            raise UserError(f"data.crop: {self.crop} needs one size for each of the {axes} axes of {folder}")
+        self.crop: list[int] = self._per_axis("crop", crop)
+        self.crop_mm: list[float] | None = None if crop_mm is None else self._per_axis("crop_mm", crop_mm)
+        least = min(*self.crop, *(self.crop_mm or [1]), crops_per_image, window, prefetch)
+        if least <= 0:
+            raise UserError("data: crop, crop_mm, crops_per_image, window and prefetch must be positive")
 
-    def rows(self, split: str) -> list[Row]:
+    @property
+    def channels(self) -> int:
+        """Channels of an image in a batch: those of the store, times the windows that each is shown in."""
+        return channels_of(self.intensity, self.store.channels)
+
+    def _per_axis(self, name: str, value: Any) -> list[Any]:
+        axes = self.store.spatial_dims
+        values = [value] * axes if isinstance(value, int | float) else list(value)
+        if len(values) != axes:
+            raise UserError(f"data.{name}: {values} needs one size for each of the {axes} axes of {self.folder}")
+        return values
+
+    @property
+    def spacing(self) -> list[float] | None:
+        """Mm per voxel of every crop; None where images keep theirs."""
+        if self.crop_mm is None:
+            return None
+        return [mm / voxels for mm, voxels in zip(self.crop_mm, self.crop, strict=True)]
+
+    def rows(self, split: str) -> Rows:
         """The images of a split; for fine-tuning only labelled ones, in training only the labelled subset.
 
         Raises:
             UserError: there are none.
         """
-        rows = [row for row in self.store.rows if row.split == split]
-        if self.targets == "mask":
-            rows = [row for row in rows if row.has_mask]
-        elif self.targets == "label":
-            rows = [row for row in rows if row.label >= 0]
+        has_mask, labelled = (True if self.targets == kind else None for kind in ("mask", "label"))
+        rows = self.store.rows.where(split=split, has_mask=has_mask, labelled=labelled)
+        if self.targets in ("labels", "boxes"):
+            rows = rows.take(np.flatnonzero([self._has_target(row) for row in rows]))
         if not rows:
             wanted = f" with a {self.targets}" if self.targets else ""
-            found = sorted({row.split for row in self.store.rows})
+            found = self.store.rows.distinct("split")
             raise UserError(f"{self.folder} has no image{wanted} in split {split!r}; its splits: {', '.join(found)}")
         if self.targets and split == "train":
-            return labelled_subset(rows, self.labels, self.labels_seed)
+            chosen = labelled_subset(rows, self.labels, self.labels_seed)
+            return chosen if isinstance(chosen, Rows) else Rows.of(chosen)
         return rows
 
+    def _has_target(self, row: Row) -> bool:
+        if self.targets == "labels":
+            return any(finding >= 0 for finding in findings(row))
+        return len(boxes_of(row, self.store.spatial_dims)) > 0
+
     def crops(self, split: str = "train") -> CropDataset:
-        """Random crops of a split."""
-        masks = self.targets == "mask"
-        return CropDataset(self.store, self.rows(split), self.crop, self.intensity, self.seed, self.foreground, masks)
+        """Random crops of a split; the weights are those of training."""
+        rows = self.rows(split)
+        dataset = CropDataset(
+            self.store,
+            rows,
+            self.crop,
+            self.intensity,
+            self.seed,
+            self.foreground,
+            self.targets,
+            self._order(rows, self.weights if split == "train" else None),
+            self.spacing,
+            self.affine,
+        )
+        dataset.ledger = self.ledger
+        return dataset
+
+    def _order(self, rows: Rows, weights: Mapping[str, float] | None) -> GlobalOrder:
+        if not weights:
+            return GlobalOrder(len(rows), self.seed, crops=self.crops_per_image, window=self.window)
+        if self.weights_by not in rows.table.column_names:
+            raise UserError(f"data.weights_by: the index of {self.folder} says nothing about {self.weights_by}")
+        groups = groups_of(rows.column(self.weights_by), weights, self.weights_by)
+        return GlobalOrder(groups, self.seed, list(weights.values()), self.crops_per_image, self.window)
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches, beginning at the trainer's step."""
@@ -89,19 +164,26 @@ class StoreData(pl.LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
-            collate_fn=dataset.collate,
+            collate_fn=as_made,
             num_workers=self.num_workers,
             worker_init_fn=single_thread,
             persistent_workers=self.num_workers > 0,
+            prefetch_factor=self.prefetch if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def whole(self, split: str, multiple: Sequence[int], rows: list[Row] | None = None) -> DataLoader:
+    def whole(self, split: str, multiple: Sequence[int], rows: Sequence[Row] | None = None) -> DataLoader:
         """Whole images of a split in order, one by one where their sizes differ."""
         chosen = self.rows(split) if rows is None else rows
-        masks = self.targets == "mask"
-        dataset = WholeDataset(self.store, chosen, self.intensity, self.crop, list(multiple), masks)
+        dataset = WholeDataset(
+            self.store, chosen, self.intensity, self.crop, list(multiple), self.targets, self.spacing
+        )
         return DataLoader(dataset, batch_size=self.batch_size if dataset.one_size() else 1)
+
+
+def as_made(batch: Any) -> Any:
+    """A batch that the dataset has put together already."""
+    return batch
 
 
 def single_thread(worker: int) -> None:

@@ -13,13 +13,17 @@ class Record:
     Attributes:
         name: path relative to the folder (with ``#row`` for a row of an array file). It may identify a person: it is
             hashed before it is stored and stays out of stores, runs and exports.
-        reader: name of the reader: ``nifti``, ``dicom``, ``raster`` or ``array``.
-        files: the file, or all files of a DICOM series.
-        item: row of an array file.
+        reader: name of the reader, one of :data:`ssl_med.data.readers.READERS`; ``stack`` takes one file per channel.
+        files: the file, all files of a DICOM series, one file per channel, or the frames of a clip in order.
+        item: row of an array file, or stack of a multi-frame file that holds several.
         mask: file with voxel labels on the same grid, if there is one.
         label: class of the whole image; -1 = unlabelled.
         patient, study, site, split: as the folder tells; empty where it does not. Without a patient the name is used.
         modality: ``CT``, ``MR``, ``US``, ``CR`` ...; empty where unknown.
+        aside: why the image should not be used although it could be read, such as a derived series; usually empty.
+        notes: what a person should know of how the image was put together.
+        labels: several findings of the image: 1, 0 or -1 (unknown) for each.
+        boxes: for each box the lowest faces, the highest faces (in voxels of the image as it is read) and the class.
     """
 
     name: str
@@ -33,6 +37,10 @@ class Record:
     site: str = ""
     split: str = ""
     modality: str = ""
+    aside: str = ""
+    notes: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    boxes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

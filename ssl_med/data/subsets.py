@@ -1,7 +1,7 @@
 """Splits and labelled subsets, always by patient; subsets are nested, stratified and a function of the seed."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +11,25 @@ from ssl_med.errors import UserError
 
 
 def assign_splits(rows: list[Row], seed: int = 0, before: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows with the splits of their patients; see :func:`split_by_patient`."""
+    split = split_by_patient(rows, seed, before)
+    return [replace(row, split=split[row.patient]) for row in rows]
+
+
+def split_by_patient(rows: Sequence[Row], seed: int = 0, before: Mapping[str, str] | None = None) -> dict[str, str]:
     """Give every patient one split.
 
     A folder that tests on labelled images keeps its splits, and what it leaves open is train. Where no labelled image
     is in a test split (MSD and nnU-Net keep theirs unlabelled), labelled patients are dealt: 20 % to test and, unless
-    the folder has labelled validation images, 10 % to val.
+    the folder has labelled validation images, 10 % to val, each with the classes in proportion.
 
     Args:
         rows: of a store, in the order of the index.
         seed: of the deal.
         before: splits that patients were dealt earlier, which they keep, so that nobody moves from train to test.
+
+    Returns:
+        The split of every patient.
 
     Raises:
         UserError: the folder puts images of one patient into different splits.
@@ -31,11 +40,12 @@ def assign_splits(rows: list[Row], seed: int = 0, before: Mapping[str, str] | No
         kept = {patient: (before or {}).get(patient) for patient in labelled if split[patient] == "train"}
         new = [patient for patient, earlier in kept.items() if earlier is None]
         share = 0.0 if "val" in {split[patient] for patient in labelled} else 0.1
-        split |= {patient: earlier for patient, earlier in kept.items() if earlier} | _deal(new, share, seed)
-    return [replace(row, split=split[row.patient]) for row in rows]
+        split |= {patient: earlier for patient, earlier in kept.items() if earlier}
+        split |= _deal(_classes(rows, set(new)), share, seed)
+    return split
 
 
-def _given_splits(rows: list[Row]) -> dict[str, str]:
+def _given_splits(rows: Sequence[Row]) -> dict[str, str]:
     given: dict[str, str] = {}
     for row in rows:
         if row.split and given.get(row.patient) not in (None, "", row.split):
@@ -46,13 +56,37 @@ def _given_splits(rows: list[Row]) -> dict[str, str]:
     return given
 
 
-def _deal(patients: list[str], val_share: float, seed: int) -> dict[str, str]:
-    order = np.random.default_rng((seed, 1)).permutation(len(patients))
-    test, val = round(0.2 * len(patients)), round(val_share * len(patients))
-    return {patients[i]: "test" if n < test else "val" if n < test + val else "train" for n, i in enumerate(order)}
+def _deal(classes: Mapping[str, int], val_share: float, seed: int) -> dict[str, str]:
+    """Deal patients; every split has the classes in proportion."""
+    order = _in_proportion(classes, (seed, 1))
+    test, val = round(0.2 * len(order)), round(val_share * len(order))
+    return {name: "test" if n < test else "val" if n < test + val else "train" for n, name in enumerate(order)}
 
 
-def labelled_subset(rows: list[Row], labels: int | float | None, seed: int) -> list[Row]:
+def _classes(rows: Iterable[Row], patients: Container[str] | None = None) -> dict[str, int]:
+    """Class of each patient: that of their first image."""
+    first: dict[str, int] = {}
+    for row in rows:
+        if patients is None or row.patient in patients:
+            first.setdefault(row.patient, row.label)
+    return first
+
+
+def _in_proportion(classes: Mapping[str, int], seed: tuple[int, int]) -> list[str]:
+    """Patients in a random order of which every beginning has the classes in proportion.
+
+    Drawn from the order of the index, since ids are keyed hashes and differ between stores.
+    """
+    groups: dict[int, list[str]] = defaultdict(list)
+    for patient, label in classes.items():
+        groups[label].append(patient)
+    rng = np.random.default_rng(seed)
+    shuffled = [[patients[i] for i in rng.permutation(len(patients))] for _, patients in sorted(groups.items())]
+    places = sorted(((n + 0.5) / len(group), g, n) for g, group in enumerate(shuffled) for n in range(len(group)))
+    return [shuffled[g][n] for _, g, n in places]
+
+
+def labelled_subset(rows: Sequence[Row], labels: int | float | None, seed: int) -> Sequence[Row]:
     """Rows of a subset of the patients; a smaller subset of the same seed is contained in a larger one.
 
     Patients are ordered so that every beginning of the list has the classes in proportion (a patient counts as the
@@ -68,16 +102,7 @@ def labelled_subset(rows: list[Row], labels: int | float | None, seed: int) -> l
     """
     if labels is None:
         return rows
-    groups: dict[int, list[str]] = defaultdict(list)
-    first: dict[str, int] = {}
-    for row in rows:
-        first.setdefault(row.patient, row.label)
-    for patient, label in first.items():  # in the order of the index: ids are keyed hashes and differ between stores
-        groups[label].append(patient)
-    rng = np.random.default_rng((seed, 2))
-    shuffled = [[patients[i] for i in rng.permutation(len(patients))] for _, patients in sorted(groups.items())]
-    places = sorted(((n + 0.5) / len(group), g, n) for g, group in enumerate(shuffled) for n in range(len(group)))
-    order = [shuffled[g][n] for _, g, n in places]
+    order = _in_proportion(_classes(rows), (seed, 2))
     count = labels if isinstance(labels, int) else max(1, round(labels * len(order)))
     if labels <= 0 or count > len(order):
         raise UserError(f"labels: asked for {labels} labelled patients, the training split has {len(order)}")

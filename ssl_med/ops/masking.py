@@ -1,8 +1,12 @@
 """Choosing which patches are hidden."""
 
-from jaxtyping import Bool, Int
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssl_med.errors import UserError
 from ssl_med.ops.random import Draws
 
 
@@ -14,11 +18,70 @@ def random_order(
     Returns:
         ``order`` and ``inverse``, both (b, count) integers with ``order.gather(1, inverse) == arange``.
     """
-    noise = draws.uniform(count)
+    return _ordered(draws.uniform(count), last)
+
+
+def tube_order(
+    draws: Draws, grid: tuple[int, ...], last: Bool[Tensor, "b n"] | None = None
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Tokens that differ only along the first axis (time, slices) stand together, so that they are hidden together.
+
+    Neighbouring frames or slices show what is hidden in one of them; a tube hides it in all (VideoMAE, 2203.12602).
+    """
+    noise = draws.uniform(math.prod(grid[1:])).repeat(1, grid[0])
+    if last is not None:  # a tube is padding only if all of it is
+        tubes = last.reshape(len(last), grid[0], -1).all(1).repeat(1, grid[0])
+        return _ordered(noise, tubes)
+    return _ordered(noise)
+
+
+def weighted_order(
+    draws: Draws, weight: Float[Tensor, "b n"], last: Bool[Tensor, "b n"] | None = None
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Tokens in an order in which the end is drawn without replacement in proportion to ``weight``.
+
+    The hidden ones, which are taken from the end, so favour high weights; tokens of weight 0 are hidden only when no
+    others are left (Gumbel top-k, Efraimidis and Spirakis 2006).
+    """
+    uniform = draws.uniform(weight.shape[1]).clamp(2.0**-24, 1 - 2.0**-24)
+    key = weight.clamp(min=1e-30).log() - (-uniform.log()).log()
+    return _ordered(key - key.amin(), last, key.amax() - key.amin() + 1)
+
+
+def _ordered(
+    score: Float[Tensor, "b n"], last: Bool[Tensor, "b n"] | None = None, span: float | Tensor = 1.0
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Ascending order of ``score`` (within ``span``) and its inverse; those in ``last`` after all others."""
     if last is not None:
-        noise = noise + last.to(noise.dtype)
-    order = noise.argsort(stable=True, dim=1)
+        score = score + last.to(score.dtype) * span
+    order = score.argsort(stable=True, dim=1)
     return order, order.argsort(stable=True, dim=1)
+
+
+def hidden_blocks(
+    draws: Draws, space: tuple[int, ...], block: tuple[int, ...], mask_ratio: float, cell: tuple[int, ...]
+) -> Bool[Tensor, "b 1 *cells"]:
+    """Blocks of the image chosen at random, as a map of cells: True where hidden.
+
+    Args:
+        draws: one row per image.
+        space: voxels of the image along each axis.
+        block: voxels hidden at once.
+        mask_ratio: share of the blocks that is hidden.
+        cell: voxels per entry of the map.
+
+    Raises:
+        UserError: the block is no multiple of the cell, or does not divide the image.
+    """
+    if any(b % c or s % b for s, b, c in zip(space, block, cell, strict=True)):
+        raise UserError(f"mask_block {block} must be a multiple of {cell} and divide the image {space}")
+    grid = tuple(s // b for s, b in zip(space, block, strict=True))
+    order, _ = random_order(draws, math.prod(grid))
+    hidden = order[:, visible_count(math.prod(grid), mask_ratio) :]
+    field = torch.zeros_like(order, dtype=torch.bool).scatter(1, hidden, True).view(len(order), 1, *grid)
+    for axis, (side, step) in enumerate(zip(block, cell, strict=True), 2):
+        field = field.repeat_interleave(side // step, axis)
+    return field
 
 
 def visible_count(count: int, mask_ratio: float) -> int:

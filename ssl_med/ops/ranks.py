@@ -40,3 +40,13 @@ def total(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """Mean over all processes, which hold equally many rows."""
     return total(x) / world_size()
+
+
+@torch.no_grad()
+def least(x: Tensor) -> Tensor:
+    """Smallest value over all processes, element by element; no gradient."""
+    if world_size() == 1:
+        return x
+    smallest = x.detach().clone()
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return smallest

@@ -4,7 +4,8 @@ Most patches are hidden; the encoder sees only the visible ones, and a small dec
 ones. Defaults (75 % hidden, decoder 512 x 8, targets standardised per patch) are the paper's.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from ssl_med.backbones.block import Block, init_as_vit
 from ssl_med.backbones.vit import ViT
 from ssl_med.errors import UserError
-from ssl_med.ops.masking import random_order, visible_count
+from ssl_med.ops.block_masking import block_order
+from ssl_med.ops.masking import random_order, tube_order, visible_count, weighted_order
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
 from ssl_med.tasks.base import PretextTask
+from ssl_med.tasks.saliency import FineGrained, Foreground, SaliencyProvider
 from ssl_med.transforms import SingleView, Views
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
@@ -108,6 +111,10 @@ class MAE(PretextTask):
         decoder_depth: blocks of the decoder.
         decoder_heads: attention heads of the decoder.
         norm_pix: predict each patch standardised by its own mean and variance, so that soft tissue counts beside air.
+        mask: which patches are hidden: ``uniform`` any (the paper), ``block`` contiguous blocks (BEiT, arXiv
+            2106.08254), ``tube`` the same at all places of the first axis (VideoMAE, arXiv 2203.12602), ``saliency`` in
+            proportion to a saliency map, ``foreground`` those with tissue before those without.
+        saliency: where the map of ``saliency`` comes from; fine-grained saliency if None.
     """
 
     def __init__(
@@ -119,12 +126,15 @@ class MAE(PretextTask):
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         norm_pix: bool = True,
+        mask: Literal["uniform", "block", "tube", "saliency", "foreground"] = "uniform",
+        saliency: SaliencyProvider | None = None,
     ) -> None:
         super().__init__()
         visible_count(1, mask_ratio)  # refuses a ratio outside [0, 1)
         self.backbone = backbone
         self.views = views if views is not None else SingleView([])
-        self.mask_ratio, self.norm_pix = mask_ratio, norm_pix
+        self.mask_ratio, self.norm_pix, self.mask = mask_ratio, norm_pix, mask
+        self.saliency = saliency if saliency is not None or mask != "saliency" else FineGrained()
         self.decoder_dim, self.decoder_depth, self.decoder_heads = decoder_dim, decoder_depth, decoder_heads
         voxels = backbone.patch_embed.proj.in_features
         self.decoder = MAEDecoder(backbone.embed_dim, voxels, decoder_dim, decoder_depth, decoder_heads)
@@ -144,14 +154,34 @@ class MAE(PretextTask):
         padding = None
         if "valid" in view:
             padding = patchify(view["valid"].float(), patch).amax(-1) == 0
-        count = patch_centres(grid).shape[0]
-        order, inverse = random_order(draws_of(view).child(0), count, last=padding)
+        count = math.prod(grid)
+        order, inverse = self._order(view, grid, padding)
         visible = visible_count(count, self.mask_ratio)
+        if self.mask == "tube":
+            visible = grid[0] * visible_count(count // grid[0], self.mask_ratio)
         if visible == count:
             raise UserError(
                 f"MAE hides nothing: {count} patches at mask_ratio {self.mask_ratio}; enlarge crop or ratio"
             )
         return Hidden(order, inverse, visible, grid)
+
+    def _order(self, view: Batch, grid: tuple[int, ...], padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patches in an order whose end is hidden, and its inverse."""
+        draws = draws_of(view).child(0)
+        if self.mask == "tube":
+            return tube_order(draws, grid, padding)
+        if self.mask == "block":
+            order = block_order(draws, grid).flip(1)
+            if padding is not None:
+                order = order.gather(1, padding.gather(1, order).int().argsort(1, stable=True))
+            return order, order.argsort(1)
+        if self.mask == "saliency" and self.saliency is not None:
+            weight = patchify(self.saliency(view), self.backbone.patch).mean(-1)
+            return weighted_order(draws, weight, padding)
+        if self.mask == "foreground":
+            tissue = patchify(Foreground()(view), self.backbone.patch).amax(-1) > 0
+            return weighted_order(draws, tissue.float(), padding)
+        return random_order(draws, math.prod(grid), padding)
 
     def reconstruct(self, view: Batch, hidden: Hidden) -> Float[Tensor, "b h p"]:
         """Predicted voxels of the hidden patches."""

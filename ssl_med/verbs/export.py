@@ -1,6 +1,7 @@
 """``ssl-med export``: the parts of a run worth keeping, in a folder of their own."""
 
 import json
+import shutil
 from pathlib import Path
 
 
@@ -22,6 +23,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str | Path | None = Non
     import yaml
 
     from ssl_med.callbacks import AtomicCheckpointIO, newest_whole
+    from ssl_med.data.manifest import LOCK
     from ssl_med.data.module import StoreData
     from ssl_med.errors import UserError
     from ssl_med.fit import build_parser, export_task
@@ -43,5 +45,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str | Path | None = Non
     task.load_state_dict({name.removeprefix("task."): tensor for name, tensor in state.items()})
     facts = json.loads((run / "run.json").read_text())
     written = export_task(task, StoreData(**config["data"]), out, facts)[0]
+    if (run / LOCK).is_file():  # which images it has seen, so that a later test on them is noticed
+        shutil.copyfile(run / LOCK, written / LOCK)
     print(f"exported: {written}")
     return written

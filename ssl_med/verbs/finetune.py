@@ -25,6 +25,7 @@ def finetune(
     overrides: Mapping[str, Any] | None = None,
     resume: str = "auto",
     overwrite: bool = False,
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune an exported backbone on labelled images and score it on the test split.
 
@@ -41,6 +42,7 @@ def finetune(
         compare: train the scratch arm too.
         overrides: settings by dotted name.
         resume, overwrite: as for ``pretrain``; finished runs are kept and not repeated.
+        allow_overlap: only tell which test patients or images the pretraining has seen, instead of stopping.
 
     Returns:
         The table, also in ``out/table.json``.
@@ -51,6 +53,7 @@ def finetune(
     _refuse_what_is_filled(overrides or {})
     base = load_config(config, "finetune", overrides)
     _check_labels(str(data), base, labels)
+    leak = _check_leak(str(data), base, init, allow_overlap)
     facts = {"kind": "comparison", "task": base["task"]["class_path"], "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
     write_json(Path(out) / "run.json", {**facts, "status": "running"})
     rows = []
@@ -59,7 +62,7 @@ def finetune(
             plan = arm_config(base, str(data), str(init), arm, labels, seed)
             folder = Path(out) / f"{arm}_labels={'all' if labels is None else labels}_seed={seed}"
             rows.append(_run_one(plan, str(data), folder, arm, seed, resume, overwrite))
-            table = summarise(rows)
+            table = summarise(rows) | {"overlap": leak}
             write_json(Path(out) / "table.json", table)
     write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     print(f"{to_text(table)}\nreport: {report(out)}")
@@ -93,23 +96,37 @@ def _check_labels(data: str, base: Config, labels: int | float | None) -> None:
         module.rows(split)
 
 
+def _check_leak(data: str, base: Config, init: str | Path, allow: bool) -> dict[str, Any]:
+    """Refuse, or tell, that test patients or images were in the pretraining; returns the counts."""
+    from ssl_med.data.module import StoreData
+    from ssl_med.data.overlap import check_overlap
+
+    module = StoreData(**{**base.get("data", {}), "crop": 1, "folder": data})
+    found = check_overlap(init, module.rows("test"), module.store.facts["key"], allow)
+    for sentence in found.sentences():
+        print(sentence, flush=True)
+    return found.facts()
+
+
 def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float | None, seed: int) -> Config:
     """The config of one run: backbone from the export, classes and window from the data, labels and seed filled in."""
+    from ssl_med.data.intensity import channels_of
     from ssl_med.data.store import Store
     from ssl_med.exports import find_export, read_card
 
     config, store, card = copy.deepcopy(base), Store(data), read_card(init)
     seen = (card["input"]["spatial_dims"], card["input"]["channels"])
-    if seen != (store.spatial_dims, store.channels):
+    section = config.setdefault("data", {})
+    section.setdefault("intensity", card["input"]["intensity"])
+    channels = channels_of(section["intensity"], store.channels)
+    if seen != (store.spatial_dims, channels):
         raise UserError(
             f"{init} was pretrained on {seen[0]}D images with {seen[1]} channels, "
-            f"{data} holds {store.spatial_dims}D with {store.channels}"
+            f"{data} gives {store.spatial_dims}D with {channels} (data.intensity: {section['intensity']})"
         )
     task = config["task"].setdefault("init_args", {})
     weights = {"folder": str(find_export(init)), "weights": arm == "pretrained"}
     task["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
-    section = config.setdefault("data", {})
-    section.setdefault("intensity", card["input"]["intensity"])
     section.setdefault("crop", card["input"]["crop"])
     section |= {"labels": labels, "labels_seed": seed}
     crop = section["crop"]

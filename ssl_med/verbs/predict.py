@@ -58,12 +58,13 @@ def _admitted(record: Any, card: dict[str, Any]) -> Any:
     """The image of a record, with its modality settled; Unreadable where the model cannot take it."""
     from dataclasses import replace
 
+    from ssl_med.data.intensity import channels_of
     from ssl_med.data.readers import read
     from ssl_med.data.record import Unreadable
 
     image, facts = read(record), card["input"]
     axes, channels = image.array.ndim - 1, image.array.shape[0]
-    if (axes, channels) != (facts["spatial_dims"], facts["channels"]):
+    if (axes, channels_of(facts["intensity"], channels)) != (facts["spatial_dims"], facts["channels"]):
         raise Unreadable(f"{axes}D with {channels} channels is not what the model was trained on")
     modality = _modality(image.modality, card)
     if modality is None:
@@ -93,7 +94,7 @@ def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
     wanted = [-(-max(size, low) // multiple) * multiple for size, low, multiple in sizes]
     rest = [(0, 0), *[(0, w - s) for w, s in zip(wanted, image.array.shape[1:], strict=True)]]
     batch: Any = {
-        "image": torch.from_numpy(np.pad(scale(image.array), rest))[None],
+        "image": torch.from_numpy(np.pad(scale(image.array), rest, constant_values=scale.background))[None],
         "spacing": torch.tensor([image.spacing], dtype=torch.float32),
     }
     with torch.no_grad():

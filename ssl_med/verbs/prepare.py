@@ -1,7 +1,12 @@
 """``ssl-med prepare``: a folder of scans to a store."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ssl_med.data.record import Record
+    from ssl_med.data.settings import Settings
 
 
 def prepare(
@@ -11,42 +16,94 @@ def prepare(
     columns: dict[str, str] | None = None,
     workers: int = 1,
     max_bad_share: float = 0.5,
+    layout: str = "auto",
+    format: Literal["b2nd", "npy"] = "b2nd",
+    crop: int | None = None,
+    dtype: Literal["same", "int16"] = "same",
+    spacing: Sequence[float] | float | None = None,
+    order: int = 1,
+    orientation: str = "RAS",
+    engine: Literal["processes", "dask"] = "processes",
+    scheduler: str = "",
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
     Args:
-        data: folder of scans: DICOM, NIfTI, PNG, JPEG, TIFF, NPY, NPZ.
+        data: folder of scans.
         out: folder of the store.
-        manifest: CSV that says what the files are; found by itself where it is the only one.
+        manifest: table that says what the files are; found by itself where it is the only one.
         columns: what its columns mean, e.g. ``{"image": "images/{file}", "patient": "subject"}``.
         workers: processes.
-        max_bad_share: stop when more than this share of the images cannot be used.
+        max_bad_share: stop as soon as more than this share of the images cannot be used.
+        layout: what the folders of a tree mean, see :func:`ssl_med.data.index.plan`.
+        format: ``b2nd``: compressed chunks; ``npy``: bare voxels, faster and about three times as large.
+        crop: voxels along an axis of the crops that will be read; chunks follow it.
+        dtype: ``int16`` stores floats in 65536 steps, ``same`` keeps every value.
+        spacing: mm along z, y, x (or y, x) to resample to, 0 to keep an axis, one number for a volume's three axes.
+        order: of the interpolation: 0, 1 or 3.
+        orientation: of volumes, three letters.
+        engine: ``dask`` spreads the work over a cluster.
+        scheduler: address or file of its scheduler; without one a cluster on this machine is started.
 
     Returns:
         Counts: images, new, refused, set_aside.
 
     Raises:
-        UserError: no usable images, or too many bad ones.
+        UserError: no usable images, too many bad ones, no room, or a setting that cannot be met.
     """
-    from ssl_med.data.index import describe_layout, find_images
-    from ssl_med.data.prepare import build_store, disk_estimate
+    from ssl_med.data.index import plan
+    from ssl_med.data.prepare import build_store
+    from ssl_med.data.settings import Settings
     from ssl_med.errors import UserError
 
-    data, out, table = Path(data), Path(out), Path(manifest) if manifest else None
+    data, out = Path(data), Path(out)
     if not data.exists():
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
-    layout = describe_layout(data, table, columns)
-    records = list(find_images(data, table, columns))
-    need, free = disk_estimate(records, out)
-    print(
-        f"{layout.name}: {len(records)} images, {need / 1e6:.0f} MB of sources, {free / 1e9:.0f} GB free for the store"
+    grid = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing or ())
+    settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation).check()  # pyright: ignore[reportArgumentType] (check refuses other orders)
+    found = plan(data, Path(manifest) if manifest else None, columns, layout)  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
+    records = list(found.records())
+    for note in found.layout.notes:
+        print(f"  note: {note}")
+    _check_room(found.layout.name, records, out, settings)
+    names = list(found.layout.class_names)
+    counts = build_store(
+        records,
+        out,
+        names,
+        workers,
+        max_bad_share,
+        settings=settings,
+        engine=engine,
+        scheduler=scheduler,
+        mask_names=dict(found.layout.mask_names),
     )
+    _tell(counts, out)
+    return counts
+
+
+def _check_room(layout: str, records: "list[Record]", out: Path, settings: "Settings") -> None:
+    """Say what is there and how much the store may need, and refuse to start where it will not fit.
+
+    Raises:
+        UserError: not enough room.
+    """
+    from ssl_med.data.prepare import disk_estimate
+    from ssl_med.errors import UserError
+
+    need, free = disk_estimate(records, out, settings)
+    print(f"{layout}: {len(records)} images; the store may need {_size(need)}, {_size(free)} are free there")
     if need > free:
-        raise UserError(f"the store at {out} may need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
-    counts = build_store(records, out, list(layout.class_names), workers, max_bad_share)
+        raise UserError(f"the store at {out} may need {_size(need)}, {_size(free)} are free there: make room")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _tell(counts: dict[str, Any], out: Path) -> None:
     for reason, number in counts["refused"].items():
         print(f"  not used: {number} x {reason}")
     if counts["refused"]:
-        print(f"  which files these are stands in {out / 'private' / 'quarantine.csv'}")
+        print(f"  which files these are stands in {out / 'private' / 'quarantine.parquet'}")
     print(f"store {out}: {counts['images']} images, {counts['new']} of them new")
-    return counts

@@ -30,12 +30,13 @@ def pretrain(
         UserError: a config that does not fit, a store that is none, or a folder that is taken.
     """
     from ssl_med.config import load_config
+    from ssl_med.data.intensity import channels_of
     from ssl_med.data.store import Store
     from ssl_med.fit import fit
     from ssl_med.recipe import arguments, locate
 
-    channels = Store(data).channels
     loaded = load_config(config, "pretrain", overrides)
+    channels = channels_of((loaded.get("data") or {}).get("intensity", "auto"), Store(data).channels)
     backbone = loaded["task"].get("init_args", {}).get("backbone")
     if isinstance(backbone, dict) and "in_channels" in arguments(locate(backbone["class_path"], "task.backbone")):
         backbone["init_args"] = {"in_channels": channels, **(backbone.get("init_args") or {})}

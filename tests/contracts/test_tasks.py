@@ -14,19 +14,29 @@ from ssl_med.backbones import Backbone, UNetEncoder, ViT
 from ssl_med.exports import export, load_backbone, load_task
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import PretextTask, SupervisedTask, Task
+from ssl_med.transforms.position_crops import PositionCrops
 from ssl_med.types import Batch
 
 SPACES = {"2d": (16, 24), "3d": (8, 8, 12)}
 SMALL: dict[str, dict] = {  # arguments that make a task small; one that is not named here is built from its backbone
     "BYOL": {"hidden_dim": 16, "out_dim": 8},
     "BarlowTwins": {"out_dim": 16},
+    "DINO": {"prototypes": 32, "hidden_dim": 24, "momentum": 0.9},
+    "IJEPA": {"predictor_dim": 24, "predictor_depth": 1},
     "LeJEPA": {"hidden_dim": 16, "out_dim": 8, "directions": 16},
     "MAE": {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2},
-    "MoCoV3": {"hidden_dim": 16, "out_dim": 8},
+    "MoCoV3": {"hidden_dim": 16, "out_dim": 8, "temperature": 1.0},
+    "ModelsGenesis": {"widths": [4, 8]},
     "RegionContrast": {"temperature": 0.5},
     "SSiT": {"hidden_dim": 16, "out_dim": 8},
     "SimCLR": {"hidden_dim": 16, "out_dim": 8, "temperature": 0.5},
+    "SwAV": {"prototypes": 8, "hidden_dim": 16, "out_dim": 8},
+    "SwinTriple": {"out_dim": 16, "widths": [4, 8]},
     "VICReg": {"out_dim": 16},
+    "VoCo": {"crops": PositionCrops(grid=2, multiple=4), "hidden_dim": 16, "out_dim": 8},
+    "VolumeFusion": {"widths": [4, 8]},
+    "MaskedConv": {"mask_block": 4, "widths": [4, 8]},
+    "SimMIM": {"mask_block": 4},
     "Segment": {"classes": 2, "widths": [4, 8]},
     "Classify": {"classes": 2},
 }
@@ -191,7 +201,7 @@ def test_export_brings_the_backbone_back_bit_for_bit(cls: type, name: str, space
     assert isinstance(parts["backbone"], Backbone)
     export(parts, tmp_path, {"training": {"steps": 2}})
     loaded, control = load_backbone(str(tmp_path)), load_backbone(str(tmp_path), weights=False)
-    state = task.backbone.state_dict()
+    state = parts["backbone"].state_dict()
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
     ours, theirs = parts["backbone"].eval()(batch["image"]), loaded.eval()(batch["image"])
     assert torch.equal(ours.pooled, theirs.pooled)

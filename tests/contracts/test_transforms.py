@@ -46,7 +46,7 @@ TRANSFORMS = concrete(Transform)
 
 def example(space: tuple[int, ...], count: int = 6, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(3)
-    image = torch.randn(count, 2, *space, generator=generator)
+    image = torch.randn(count, 3, *space, generator=generator)
     return {
         "image": image,
         "saliency": torch.rand(count, 1, *space, generator=generator),

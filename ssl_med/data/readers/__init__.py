@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, admit
+from ssl_med.data.readers.pyramid import is_pyramid
 from ssl_med.data.record import Image, Record, Unreadable
 from ssl_med.errors import UserError
 
-__all__ = ["READERS", "SUFFIXES", "Limits", "read", "read_mask", "reader_of"]
+__all__ = ["COMPANIONS", "READERS", "SUFFIXES", "Limits", "read", "read_mask", "reader_of"]
 
-READERS = ("nifti", "dicom", "raster", "array")
+READERS = ("nifti", "analyze", "nrrd", "metaimage", "dicom", "raster", "frames", "video", "slides", "array", "stack")
 SUFFIXES = {
     ".nii": "nifti",
     ".nii.gz": "nifti",
+    ".hdr": "analyze",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
     ".dcm": "dicom",
     ".dicom": "dicom",
     ".ima": "dicom",
@@ -24,19 +30,34 @@ SUFFIXES = {
     ".jpeg": "raster",
     ".tif": "raster",
     ".tiff": "raster",
+    ".mp4": "video",
+    ".m4v": "video",
+    ".mov": "video",
+    ".avi": "video",
+    ".svs": "slides",
+    ".ndpi": "slides",
     ".npy": "array",
     ".npz": "array",
 }
 """Which reader opens a file, by the end of its name in lower case."""
 
+COMPANIONS = (".img", ".img.gz", ".raw", ".zraw", ".raw.gz")
+"""Ends of files that hold the voxels of a header beside them, and are no images on their own."""
+
+_AS_LABELS = {"raster": {"palette": False}, "array": {"what": "masks"}}
+"""How a reader is asked for voxel labels instead of an image."""
+
 
 def reader_of(path: Path) -> str | None:
     """Name of the reader for a file; None if no reader opens it.
 
-    Scanners also write DICOM files without a suffix or with a number for one: those are known by their first bytes.
+    Scanners also write DICOM files without a suffix or with a number for one, and slides as TIFF: those are known by
+    their first bytes.
     """
     name = path.name.lower()
     for suffix in ("".join(path.suffixes[-2:]).lower(), path.suffix.lower()):
+        if suffix in (".tif", ".tiff") and path.is_file() and is_pyramid(path):
+            return "slides"
         if suffix in SUFFIXES:
             return SUFFIXES[suffix]
     if name != "dicomdir" and (not path.suffix or path.suffix[1:].isdigit()) and path.is_file():
@@ -58,8 +79,11 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     Raises:
         Unreadable: the file is missing, broken, too large or no usable image; the reason holds no path.
     """
+    if record.aside:
+        raise Unreadable(f"set aside: {record.aside}")
     image = admit(_open(record, limits))
-    return replace(image, modality=image.modality or record.modality)
+    notes = tuple(dict.fromkeys((*image.warnings, *record.notes)))
+    return replace(image, modality=image.modality or record.modality, warnings=notes)
 
 
 def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:
@@ -81,8 +105,11 @@ def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAU
     reader = reader_of(record.mask)
     if reader is None:
         raise Unreadable("mask: no reader for this kind of file")
+    files = Record(record.name, reader, (record.mask,), split=record.split)
+    if record.mask.suffix.lower() == ".npz":
+        files = replace(files, item=record.item)
     try:
-        mask = admit(_open(Record(record.name, reader, (record.mask,)), limits, labels=True), constant=True)
+        mask = admit(_open(files, limits, labels=True), constant=True)
     except Unreadable as error:
         raise Unreadable(f"mask: {error}") from None
     _check_grid(mask, image or read(record, limits))
@@ -99,9 +126,7 @@ def _open(record: Record, limits: Limits, labels: bool = False) -> Image:
             raise Unreadable("empty file")
     module = import_module(f"ssl_med.data.readers.{record.reader}")
     try:
-        if labels and record.reader == "raster":
-            return module.read(record, limits, palette=False)
-        return module.read(record, limits)
+        return module.read(record, limits, **(_AS_LABELS.get(record.reader, {}) if labels else {}))
     except OSError as error:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None  # the chain would show the path
 

@@ -1,4 +1,4 @@
-"""NumPy files: one image in a ``.npy``, or many rows in a ``.npz`` with the keys of MedMNIST."""
+"""NumPy files: one image in a ``.npy``, or many rows in a ``.npz`` with the keys of MedMNIST, and their masks."""
 
 import re
 import struct
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from math import prod
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _IMAGES = re.compile(r"(?:(?P<split>.+)_)?images")
 _PATIENT_KEYS = ("patient", "patients", "subject", "subjects")
 _GROUP_KEYS = ("field", "group")
 """Not a patient, but a group of rows that must stay together, such as the crops of one microscope field."""
+
+_MAX_HEADER = 1 << 16
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError, NotImplementedError)
 _BROKEN += (OverflowError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error)
@@ -38,18 +41,25 @@ class Row:
         split: the words before ``_images`` in its key; empty for the key ``images``.
         label: class; -1 = unlabelled.
         patient: patient or group; empty where the file does not tell.
+        masked: the file holds voxel labels of this image, under the key ``masks`` or ``..._masks``.
     """
 
     item: int
     split: str
     label: int
     patient: str
+    masked: bool = False
 
 
-def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
+def read(record: Record, limits: Limits = DEFAULT_LIMITS, what: str = "images") -> Image:
     """Read an array file as an image without geometry: spacing 1.0 and no affine.
 
     A last axis of length 1 or 3 is the colour, so that (h, w), (h, w, 3), (d, h, w) and (d, h, w, 1) are understood.
+
+    Args:
+        record: the file, and which row of it.
+        limits: how large an image may be, and in bytes how large all rows of a split.
+        what: the key in an ``.npz``, behind the split: ``images`` or ``masks``.
 
     Raises:
         Unreadable: damaged, too large, pickled objects, or a layout that is not known.
@@ -60,7 +70,7 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
             with path.open("rb") as stream:
                 array = _load(stream, limits)
         else:
-            array = _row(path, record, limits)
+            array = _row(path, record, limits, what)
     array = _channels_first(array)
     return Image(array, (1.0,) * (array.ndim - 1))
 
@@ -100,12 +110,19 @@ def _contained() -> Iterator[None]:
 def _header(stream: Stream) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, type) of an array that has not been read."""
     version = npy.read_magic(stream)
+    layout = "<H" if version == (1, 0) else "<I"
+    length = stream.read(struct.calcsize(layout))
+    if (size := struct.unpack(layout, length)[0]) > _MAX_HEADER:
+        raise Unreadable(f"header claims {size} bytes, the limit is {_MAX_HEADER}")  # NumPy would unpack them first
+    header = BytesIO(length + stream.read(size))
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # headers written by Python 2
-        shape, fortran, dtype = read_header(stream)
+        shape, fortran, dtype = read_header(header)
     if dtype.hasobject:
         raise Unreadable("pickled objects are never opened")
+    if dtype.itemsize == 0:
+        raise Unreadable(f"values of type {dtype} are not intensities")
     return shape, fortran, dtype
 
 
@@ -116,12 +133,12 @@ def _load(stream: Stream, limits: Limits) -> np.ndarray:
     return raw.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _row(path: Path, record: Record, limits: Limits) -> np.ndarray:
+def _row(path: Path, record: Record, limits: Limits, what: str) -> np.ndarray:
     if record.item is None:
         first = next(rows(path), None)  # says what is wrong with the file
         raise Unreadable("no images in the file" if first is None else "an .npz file is read row by row")
     state = path.stat()
-    images = _member(path, f"{record.split}_images" if record.split else "images", state.st_mtime_ns, limits)
+    images = _member(path, f"{record.split}_{what}" if record.split else what, state.st_mtime_ns, limits)
     if not 0 <= record.item < len(images):
         raise Unreadable(f"row {record.item} of {len(images)}")
     return images[record.item].copy()  # a view would let a caller write into the cache
@@ -168,8 +185,19 @@ def _rows_of(archive: zipfile.ZipFile, path: Path, split: str) -> Iterator[Row]:
     count = shape[0] if shape else 0
     labels = _labels(_optional(archive, f"{prefix}labels"), count)
     patients = _patients(archive, prefix, path.stem, count)
+    masked = _masked(archive, prefix, count)
     for item in range(count):
-        yield Row(item, split, labels[item], patients[item])
+        yield Row(item, split, labels[item], patients[item], masked)
+
+
+def _masked(archive: zipfile.ZipFile, prefix: str, count: int) -> bool:
+    if f"{prefix}masks.npy" not in archive.namelist():
+        return False
+    with archive.open(f"{prefix}masks.npy") as stream:
+        shape, *_ = _header(stream)
+    if shape[:1] != (count,):
+        raise Unreadable(f"masks of shape {shape} for {count} images, expected one mask per image")
+    return True
 
 
 def _labels(labels: np.ndarray | None, count: int) -> list[int]:

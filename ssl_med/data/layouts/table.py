@@ -1,15 +1,17 @@
-"""A CSV table that names images: which column means what, and one record per row."""
+"""A table (CSV or parquet) that names images: which column means what, and one record per row."""
 
-import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
+from ssl_med.data.layouts.base import SPLITS, Layout, name_of
+from ssl_med.data.layouts.masks import mask_of
+from ssl_med.data.layouts.rows import SUFFIXES, NotATable, header_of, rows_of
 from ssl_med.data.readers import dicom, reader_of
 from ssl_med.data.record import Record
-from ssl_med.data.tree import SPLITS, Layout, mask_of, name_of
 from ssl_med.errors import UserError
 
 _COLUMNS = {
@@ -27,17 +29,14 @@ _COLUMNS = {
 _PERSON = re.compile("patient|subject")
 _NOT_A_PERSON = re.compile("age|sex|weight|height|position|orientation|birth")
 _PLACES = ("", "images", "imagesTr", "imagesTs")
-
-
-class _NotCsv(UserError):
-    """A file that cannot be taken apart into rows and columns."""
+_MOST_CLASSES = 10_000
 
 
 def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) -> tuple[list["Table"], tuple[str, ...]]:
-    """The table that was asked for, or every CSV file at the top of a folder that names images in it.
+    """The table that was asked for, or every table at the top of a folder that names images in it.
 
     Returns:
-        The tables, and a note for each CSV file that nobody asked for and that could not be read.
+        The tables, and a note for each table that nobody asked for and that could not be read.
 
     Raises:
         UserError: the table does not exist, cannot be read or names no image; an unknown field or column.
@@ -52,22 +51,22 @@ def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) ->
         if not table.source["image"]:
             raise UserError(f"no column of {path.name} names image files: say which with columns={{'image': '...'}}")
         return [table], ()
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".csv")
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     tables, notes = [], []
     for path in paths:
         try:
             tables.append(Table(folder, path, columns if len(paths) == 1 else {}))
-        except _NotCsv as error:
+        except NotATable as error:
             notes.append(str(error))
     return [table for table in tables if table.source["image"]], tuple(notes)
 
 
 class Table:
-    """A CSV file and the meaning of its columns.
+    """A CSV or parquet file and the meaning of its columns; it is read again for each pass, so no rows are held.
 
     Args:
         folder: where the images lie.
-        path: the CSV file, with a header row.
+        path: the file, with a header row.
         columns: fields that a person has given a meaning, see :func:`ssl_med.data.index.find_images`.
     """
 
@@ -75,17 +74,18 @@ class Table:
         self.folder = folder
         self.path = path
         self.columns = columns
-        self.header, self.rows = _load(path)
+        self.header = header_of(path)
+        self._head = list(islice(rows_of(path), 20))
         self.source = {field: self._source(field) for field in _COLUMNS if field != "label"}
         self.source["label"] = self._source("label")
         if "label" not in columns and not columns.get("mask") and self._names_files(self.source["label"]):
             self.source["mask"], self.source["label"] = self.source["label"], ""  # `label` is a file of voxel labels
-        self.class_names, self._classes = self._find_classes()
+        self.class_names, self._classes, self.count = self._find_classes()
 
     def layout(self) -> Layout:
         """How the table was understood, in words."""
         known = ", ".join(f"{field} from `{source}`" for field, source in self.source.items() if source)
-        return Layout(f"table {self.path.name}: {known}", self.class_names)
+        return Layout(f"table {self.path.name}: {known}", self.class_names, files=self.count)
 
     def records(self) -> Iterator[Record]:
         """One record per row, in the order of the table.
@@ -93,13 +93,13 @@ class Table:
         Raises:
             UserError: no file in a row, a file listed twice, or a file that no reader opens.
         """
-        seen: set[Path] = set()
-        for number, row in enumerate(self.rows, 2):
+        seen: set[int] = set()  # of hashes: paths would take ten times the memory
+        for number, row in enumerate(rows_of(self.path), 2):
             path = self._find(self._value("image", row))
-            if path is None or path in seen:
+            if path is None or hash(str(path)) in seen:
                 problem = "has no file name" if path is None else "lists a file a second time"
                 raise UserError(f"{self.path.name}, line {number} {problem}: expected one line per image")
-            seen.add(path)
+            seen.add(hash(str(path)))
             if path.is_dir():
                 yield self._series(path, number, row)
                 continue
@@ -110,14 +110,16 @@ class Table:
 
     def _series(self, folder: Path, number: int, row: dict[str, str]) -> Record:
         """The one DICOM series of a folder that a cell names."""
-        series = list(dicom.find_series(sorted(path for path in folder.iterdir() if path.is_file())))
+        found = list(dicom.find_series(sorted(path for path in folder.iterdir() if path.is_file())))
+        series = [one for one in found if not one.aside] or found
         if len(series) != 1:
             raise UserError(
                 f"{self.path.name}, line {number} names a folder with {len(series)} DICOM series: expected one"
             )
-        found = series[0]
+        one = series[0]
         record = self._record(folder, "dicom", row)
-        return replace(record, files=found.files, modality=record.modality or found.modality)
+        modality = record.modality or one.modality
+        return replace(record, files=one.files, item=one.item, modality=modality, aside=one.aside, notes=one.notes)
 
     def _record(self, path: Path, reader: str, row: dict[str, str]) -> Record:
         split = self._value("split", row)
@@ -167,7 +169,7 @@ class Table:
         """Whether a value among the first rows is the name of a file that a reader opens."""
         if not column:
             return False
-        paths = [self._find(row[column]) for row in self.rows[:20] if row.get(column)]
+        paths = [self._find(row[column]) for row in self._head if row.get(column)]
         return any(path is not None and path.is_file() and reader_of(path) for path in paths)
 
     def _find(self, value: str) -> Path | None:
@@ -176,32 +178,28 @@ class Table:
         places = [self.folder / place / value for place in _PLACES] + [self.path.parent / value]
         return next((path for path in places if path.exists()), places[0])  # a missing file is told when it is read
 
-    def _find_classes(self) -> tuple[tuple[str, ...], dict[str, int]]:
-        """Class names, and the number of each value of the label; whole numbers stand for themselves."""
-        values = sorted({value for row in self.rows if (value := self._value("label", row))})
+    def _find_classes(self) -> tuple[tuple[str, ...], dict[str, int], int]:
+        """Class names, the number of each value of the label (whole numbers stand for themselves), number of rows."""
+        values, count = set(), 0
+        for row in rows_of(self.path):
+            count += 1
+            if len(values) <= _MOST_CLASSES and (value := self._value("label", row)):
+                values.add(value)
         try:
             numbers = {value: float(value) for value in values}
         except ValueError:
-            return tuple(values), {value: number for number, value in enumerate(values)}
-        if all(number.is_integer() and number >= -1 for number in numbers.values()):
-            return (), {value: int(number) for value, number in numbers.items()}
-        raise UserError(
-            f"{self.path.name}: label column {self.source['label']!r} holds numbers that are no classes, expected "
+            if len(values) > _MOST_CLASSES:
+                raise self._no_classes(f"more than {_MOST_CLASSES} different words") from None
+            return tuple(sorted(values)), {value: number for number, value in enumerate(sorted(values))}, count
+        if all(number.is_integer() and number >= -1 for number in numbers.values()) and len(values) <= _MOST_CLASSES:
+            return (), {value: int(number) for value, number in numbers.items()}, count
+        raise self._no_classes("numbers that are no classes")
+
+    def _no_classes(self, what: str) -> UserError:
+        return UserError(
+            f"{self.path.name}: label column {self.source['label']!r} holds {what}, expected "
             "0, 1, 2 ... or words: choose another with columns={'label': '...'} or leave it out with ''"
         )
-
-
-def _load(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file, strict=True) if any(line)]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _NotCsv(f"table {path.name} is not CSV in UTF-8 ({error}): save it again as such") from None
-    header = lines[0] if lines else []
-    for number, line in enumerate(lines[1:], 2):
-        if len(line) != len(header):
-            raise _NotCsv(f"{path.name}, line {number}: {len(line)} values for {len(header)} columns")
-    return header, [{n: v.strip() for n, v in zip(header, line, strict=True)} for line in lines[1:]]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

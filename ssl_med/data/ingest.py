@@ -1,0 +1,114 @@
+"""One record into the store: read, gate, another grid where asked, measure, write. What engines spread over workers."""
+
+import hashlib
+import hmac
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ssl_med.data.arrays import write_array
+from ssl_med.data.intensity import statistics
+from ssl_med.data.journal import Outcome
+from ssl_med.data.likeness import perceptual_hash
+from ssl_med.data.points import labelled_points, mask_values, tissue_points
+from ssl_med.data.readers import read, read_mask
+from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.rows import Row
+from ssl_med.data.settings import DEFAULTS, Settings, packed, regrid
+from ssl_med.data.store import content_hash
+
+
+def _said(record: Record, settings: Settings) -> str:
+    """What the folder and the person say of a record, beside the bytes of its files."""
+    return repr((replace(record, files=(), mask=None), settings))
+
+
+def _files(record: Record) -> list[Path]:
+    return [*record.files, *([record.mask] if record.mask else [])]
+
+
+def source_of(record: Record, settings: Settings = DEFAULTS) -> str:
+    """Changes when a file of the record changes (name, size, time), what the folder says of it, or a setting."""
+    parts = [_said(record, settings)]
+    for path in _files(record):
+        if path.exists():  # a missing file is told when it is read
+            state = path.stat()
+            parts.append(f"{path.name}:{state.st_size}:{state.st_mtime_ns}")
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def content_of(record: Record, settings: Settings = DEFAULTS) -> str:
+    """The same of the bytes of the files: a file that was only copied or touched is not done again."""
+    digest = hashlib.sha256(_said(record, settings).encode())
+    for path in _files(record):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def keyed(key: bytes, text: str) -> str:
+    """Keyed hash of an identifier; empty stays empty. Without the key it cannot be guessed back."""
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16] if text else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A record to do, and what became of it earlier, if its files still lie in the store."""
+
+    record: Record
+    before: Outcome | None = None
+
+
+def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULTS) -> Outcome:
+    """Read one record and put it into the store. A bad image becomes an outcome with its reason, never an exception."""
+    record = job.record
+    source, content = source_of(record, settings), content_of(record, settings)
+    if job.before and job.before.content == content:
+        return replace(job.before, source=source, reused=True)
+    if record.aside:
+        return Outcome(source, record.name, None, record.aside, aside=True, content=content)
+    try:
+        if record.boxes and settings.moves:
+            raise Unreadable("its boxes are given in voxels, which another spacing or orientation would move")
+        image = read(record)
+        image, mask = regrid(image, read_mask(record, image), settings)
+    except Unreadable as error:
+        return Outcome(source, record.name, None, str(error), content=content)
+    return Outcome(source, record.name, _stored(record, image, mask, folder, key, settings), content=content)
+
+
+def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path, key: bytes, settings: Settings) -> Row:
+    """Write the files of an image and make its row."""
+    name, array = keyed(key, record.name), image.array
+    found = statistics(array)
+    numbers, scale = packed(array, settings)
+    tissue = tissue_points(array, found.low, found.high)
+    row = Row(
+        id=name,
+        patient=keyed(key, record.patient or record.name),
+        study=keyed(key, record.study),
+        site=keyed(key, record.site),
+        split=record.split,
+        label=record.label,
+        modality=image.modality or record.modality,
+        shape=list(array.shape),
+        spacing=[float(s) for s in image.spacing],
+        affine=[] if image.affine is None else [float(a) for a in image.affine.ravel()],
+        dtype=array.dtype.name,
+        has_mask=mask is not None,
+        mask_values=[] if mask is None else mask_values(mask),
+        sha256=content_hash(array),
+        **asdict(found),
+        **scale,
+        seal=write_array(folder / "images" / f"{name}.{settings.format}", numbers, settings.crop, tissue),
+        phash=perceptual_hash(array),
+        warnings=list(image.warnings),
+        labels=list(record.labels),
+        boxes=list(record.boxes),
+    )
+    if mask is None:
+        return row
+    path = folder / "masks" / f"{name}.{settings.format}"
+    return replace(row, mask_seal=write_array(path, mask, settings.crop, labelled_points(mask)))

@@ -1,0 +1,61 @@
+"""Going through a tree folder by folder, so that never more than the names of one folder are held."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssl_med.data.layouts.base import File
+from ssl_med.data.layouts.masks import in_mask_folder, masks_beside
+from ssl_med.data.readers import reader_of
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """The files of one folder, sorted by what they are.
+
+    Attributes:
+        parts: names of the folders on the way from the data folder.
+        images: in the order of their names.
+        beside: image -> its mask in the same folder.
+        masks: number of files with voxel labels.
+        ignored: number of files that no reader opens.
+    """
+
+    parts: tuple[str, ...]
+    images: list[File] = field(default_factory=list)
+    beside: dict[Path, Path] = field(default_factory=dict)
+    masks: int = 0
+    ignored: int = 0
+
+
+def leaves(folder: Path) -> Iterator[Leaf]:
+    """Every folder with visible files in sorted order, top first; a single file is a tree of one."""
+    if not folder.is_dir():
+        yield _leaf(folder.parent, [folder.name], folder)
+        return
+    for place, names in _walk(folder):
+        if names:
+            yield _leaf(place, names, folder)
+
+
+def _leaf(place: Path, names: list[str], folder: Path) -> Leaf:
+    parts = place.relative_to(folder).parts if place.is_relative_to(folder) else ()
+    files = [(path, reader_of(path)) for path in map(place.joinpath, names)]
+    images = [File(path, reader) for path, reader in files if reader]
+    ignored = len(files) - len(images)
+    if in_mask_folder(parts, folder):
+        return Leaf(parts, masks=len(images), ignored=ignored)
+    beside, masks = masks_beside([file.path for file in images])
+    return Leaf(parts, [file for file in images if file.path not in masks], beside, len(masks), ignored)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Linked folders are followed, each real folder once."""
+    seen: set[int] = set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = hash(str(Path(place).resolve()))
+        below[:] = [] if real in seen else sorted(n for n in below if not n.startswith((".", "__MACOSX")))
+        if real not in seen:
+            yield Path(place), sorted(name for name in names if not name.startswith("."))
+        seen.add(real)

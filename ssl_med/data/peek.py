@@ -1,0 +1,93 @@
+"""What the header of an image says, without its voxels: shape, spacing, modality. For counting large folders."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from ssl_med.data.readers.gate import DEFAULT_LIMITS
+from ssl_med.data.record import Record, Unreadable
+
+
+@dataclass(frozen=True)
+class Header:
+    """As the image would come out of :func:`ssl_med.data.readers.read`.
+
+    Attributes:
+        shape: along space, memory order.
+        spacing: mm per voxel along ``shape``; 1.0 where unknown.
+        modality: empty where unknown.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    modality: str = ""
+
+
+def peek(record: Record) -> Header | None:
+    """The header of an image; None where its reader knows the shape only from the voxels (arrays, films, slides).
+
+    Raises:
+        Unreadable: the file is missing or empty, or its header is broken.
+    """
+    if record.aside:
+        raise Unreadable(f"set aside: {record.aside}")
+    for file in record.files:
+        if not file.is_file():
+            raise Unreadable("file is missing")
+        if file.stat().st_size == 0:
+            raise Unreadable("empty file")
+    look = {"nifti": _nifti, "dicom": _dicom, "raster": _raster}.get(record.reader)
+    try:
+        return look(record) if look else None
+    except OSError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror or type(error).__name__}") from None
+
+
+def _nifti(record: Record) -> Header:
+    from ssl_med.data.readers.nifti_header import read_header
+    from ssl_med.data.readers.packed import opened
+
+    with opened(record.files[0]) as stream:
+        source = read_header(stream, DEFAULT_LIMITS)
+    if len(source.shape) == 2:
+        return Header(source.shape[::-1], tuple(voxel_sizes(source.affine)[1::-1].tolist()), record.modality)
+    return _oriented(source.shape, source.affine, record.modality)
+
+
+def _dicom(record: Record) -> Header:
+    from ssl_med.data.readers.dicom_geometry import planes_of, stack
+    from ssl_med.data.readers.dicom_header import check_headers, modality_of, quiet, read_header, refusing
+
+    with quiet():
+        headers = [read_header(file) for file in record.files]
+        with refusing("header holds values that break the standard"):
+            check_headers(headers, DEFAULT_LIMITS)
+            planes = [plane for header in headers for plane in planes_of(header)]
+    rows, columns = int(headers[0].Rows), int(headers[0].Columns)
+    modality = modality_of(headers[0]) or record.modality
+    if record.item is not None or len(planes) == 1:
+        return Header((rows, columns), tuple(np.nan_to_num(planes[0].spacing, nan=1.0).tolist()), modality)
+    affine = stack(planes).affine
+    if affine is None:
+        raise Unreadable("several slices without position")
+    return _oriented((columns, rows, len(planes)), affine, modality)
+
+
+def _raster(record: Record) -> Header:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(record.files[0]) as picture:
+            return Header((picture.height, picture.width), (1.0, 1.0), record.modality)
+    except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Unreadable(f"damaged picture ({type(error).__name__})") from None
+
+
+def _oriented(shape: tuple[int, ...], affine: np.ndarray, modality: str) -> Header:
+    """Sizes (x, y, z) as stored to memory order (z, y, x) in RAS."""
+    from nibabel.orientations import io_orientation
+
+    order = np.argsort(io_orientation(affine)[:, 0])
+    sizes, spacing = np.array(shape)[order], voxel_sizes(affine)[order]
+    return Header(tuple(sizes[::-1].tolist()), tuple(spacing[::-1].tolist()), modality)

@@ -1,0 +1,157 @@
+"""Other grids for a volume: another spacing, another orientation; the store keeps both as they are unless asked.
+
+Along each axis an output voxel is a weighted sum of source voxels, so the axes are done one after another. The weights
+are those of a kernel centred on the output voxel: the box (order 0, nearest), the triangle (order 1, linear) or Keys'
+cubic with a = -0.5 (order 3; Keys, IEEE Trans. ASSP 29, 1981). Against aliasing the kernel is made wider by the factor
+of the reduction where the new voxels are larger than the old (orders 1 and 3, as ``antialias=True`` in torch and
+Pillow), so no source voxel is skipped. Order 0 is for labels and does not average.
+"""
+
+from dataclasses import replace
+from typing import Literal, no_type_check
+
+import numba
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from ssl_med.data.record import Image
+from ssl_med.errors import UserError
+
+Order = Literal[0, 1, 3]
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.clip(1 - np.abs(x), 0, None)
+
+
+def _keys(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near, far = 1 + x**2 * (1.5 * x - 2.5), 2 + x * (-4 + x * (2.5 - 0.5 * x))
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def taps(size: int, new_size: int, factor: float, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """First source voxel (n,) and weights (n, k) of every output voxel along one axis.
+
+    Args:
+        size: source voxels.
+        new_size: output voxels.
+        factor: new voxel size / old; the first voxels of both grids begin at the same edge.
+        order: of the interpolation.
+    """
+    centres = (np.arange(new_size) + 0.5) * factor - 0.5
+    if order == 0:
+        return np.clip(np.floor(centres + 0.5), 0, size - 1).astype(np.int64), np.ones((new_size, 1), np.float32)
+    width = max(factor, 1.0)
+    reach = (2 if order == 3 else 1) * width
+    first = np.floor(centres - reach).astype(np.int64) + 1
+    places = first[:, None] + np.arange(int(np.ceil(2 * reach)))
+    weights = (_keys if order == 3 else _triangle)((places - centres[:, None]) / width)
+    weights = np.where((places >= 0) & (places < size), weights, 0.0)  # at the border only what is inside counts
+    return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@no_type_check
+def _along(source, first, weights, out):
+    """``out[i, j, k]`` = sum over t of ``weights[j, t] * source[i, first[j] + t, k]``."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = 0
+            for t in range(weights.shape[1]):
+                place, weight = first[j] + t, weights[j, t]
+                if 0 <= place < source.shape[1] and weight != 0:
+                    for k in range(out.shape[2]):
+                        out[i, j, k] += weight * np.float32(source[i, place, k])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@no_type_check
+def _along_rows(source, first, weights, out):
+    """``out[i, j]`` = sum over t of ``weights[j, t] * source[i, first[j] + t]``: the axis that lies in memory."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            total = np.float32(0)
+            for t in range(weights.shape[1]):
+                place = first[j] + t
+                if 0 <= place < source.shape[1]:
+                    total += weights[j, t] * np.float32(source[i, place])
+            out[i, j] = total
+
+
+def resample_array(array: np.ndarray, factors: tuple[float, ...], order: Order) -> np.ndarray:
+    """Another grid over the same extent; the type stays, integers are rounded and kept in their range.
+
+    Args:
+        array: (c, \\*space).
+        factors: new voxel size / old, along each axis of space.
+        order: 0, 1 or 3.
+
+    Returns:
+        (c, \\*new_space), each new size rounded from size / factor, at least 1.
+    """
+    plan = [(axis, max(1, round(array.shape[axis] / f)), f) for axis, f in enumerate(factors, 1) if f != 1.0]
+    found = array
+    for axis, new_size, factor in sorted(plan, key=lambda step: -step[2]):  # what shrinks most comes first
+        first, weights = taps(array.shape[axis], new_size, factor, order)
+        found = np.take(found, first, axis) if order == 0 else _weighted(found, axis, first, weights)
+    if array.dtype.kind in "iu" and found.dtype != array.dtype:
+        limits = np.iinfo(array.dtype)
+        found = np.clip(np.rint(found), limits.min, limits.max)
+    return found.astype(array.dtype, copy=False)
+
+
+def _weighted(array: np.ndarray, axis: int, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    shape = (*array.shape[:axis], len(first), *array.shape[axis + 1 :])
+    before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+    source = np.ascontiguousarray(array)
+    if after == 1:
+        out = np.empty((before, len(first)), np.float32)
+        _along_rows(source.reshape(before, -1), first, weights, out)
+    else:
+        out = np.empty((before, len(first), after), np.float32)
+        _along(source.reshape(before, -1, after), first, weights, out)
+    return out.reshape(shape)
+
+
+def to_spacing(image: Image, spacing: tuple[float, ...], order: Order) -> Image:
+    """The image with voxels of ``spacing`` mm, in memory order; 0 along an axis keeps it as it is."""
+    wanted = tuple(new or old for new, old in zip(spacing, image.spacing, strict=True))
+    factors = tuple(new / old for new, old in zip(wanted, image.spacing, strict=True))
+    array = resample_array(image.array, factors, order)
+    if image.affine is None:
+        return replace(image, array=array, spacing=wanted)
+    affine, along = image.affine.copy(), np.array(factors[::-1])
+    affine[:3, 3] += affine[:3, :3] @ ((along - 1) / 2)  # the grids share their outer edge, not their first centre
+    affine[:3, :3] *= along
+    return replace(image, array=array, spacing=wanted, affine=affine)
+
+
+def to_orientation(image: Image, codes: str) -> Image:
+    """The volume with its axes x, y, z in memory turned to ``codes``, e.g. ``LPS``; images without geometry stay.
+
+    Raises:
+        UserError: no three letters of L or R, P or A, I or S.
+    """
+    if image.affine is None or codes == "RAS":
+        return image
+    turn = ornt_transform(axcodes2ornt("RAS"), orientation(codes))
+    voxels = np.stack([apply_orientation(channel.T, turn).T for channel in image.array])
+    affine = image.affine @ inv_ornt_aff(turn, image.array.shape[:0:-1])
+    places = [int(axis) for axis in np.argsort(turn[:, 0])]
+    spacing = tuple(image.spacing[::-1][axis] for axis in places)[::-1]
+    return replace(image, array=np.ascontiguousarray(voxels), spacing=spacing, affine=affine)
+
+
+def orientation(codes: str) -> np.ndarray:
+    """Nibabel's array for three axis codes.
+
+    Raises:
+        UserError: they are no orientation.
+    """
+    if (
+        sorted(min(pair) for pair in ("LR", "PA", "IS") for c in codes if c in pair) != ["A", "I", "L"]
+        or len(codes) != 3
+    ):
+        raise UserError(f"orientation {codes!r}: expected three letters, one of L R, one of P A and one of I S, as RAS")
+    return axcodes2ornt(codes)

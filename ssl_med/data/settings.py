@@ -1,0 +1,98 @@
+"""How images are kept in a store: file format, grid and number type. Values that nobody asked to change stay exact."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ssl_med.data.arrays import Format
+from ssl_med.data.record import Image, Unreadable
+from ssl_med.errors import UserError
+
+_LEVELS = 65535
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are stored.
+
+    Attributes:
+        format: ``b2nd`` (compressed chunks) or ``npy`` (bare voxels).
+        crop: voxels along an axis of the crops that will be read; chunks follow it. None: 96 in 3D, 224 in 2D.
+        dtype: ``same`` keeps every value; ``int16`` stores floats as 65536 even steps between their smallest and
+            largest value, with an error of at most half a step: (maximum - minimum) / 131070.
+        spacing: mm along space, in memory order (z, y, x); a 0 keeps that axis; empty keeps all.
+        order: of the interpolation to another spacing: 0, 1 or 3, see :mod:`ssl_med.data.resample`.
+        orientation: of volumes, RAS or another one.
+    """
+
+    format: Format = "b2nd"
+    crop: int | None = None
+    dtype: Literal["same", "int16"] = "same"
+    spacing: tuple[float, ...] = ()
+    order: Literal[0, 1, 3] = 1
+    orientation: str = "RAS"
+
+    @property
+    def moves(self) -> bool:
+        """Images get another grid."""
+        return bool(self.spacing) or self.orientation != "RAS"
+
+    def check(self) -> "Settings":
+        """Refuse what cannot be done, before anything is read.
+
+        Raises:
+            UserError: which setting, and what was expected.
+        """
+        if self.format not in ("b2nd", "npy") or self.dtype not in ("same", "int16") or self.order not in (0, 1, 3):
+            raise UserError(f"{self}: format is b2nd or npy, dtype is same or int16, order is 0, 1 or 3")
+        if self.crop is not None and self.crop < 1:
+            raise UserError(f"crop {self.crop}: expected 1 voxel or more along an axis")
+        if any(not 0 <= mm < 1000 for mm in self.spacing):
+            raise UserError(f"spacing {self.spacing}: expected mm along each axis (z, y, x), 0 to keep one")
+        if self.orientation != "RAS":
+            from ssl_med.data.resample import orientation
+
+            orientation(self.orientation)
+        return self
+
+
+DEFAULTS = Settings()
+
+
+def regrid(image: Image, mask: np.ndarray | None, settings: Settings) -> tuple[Image, np.ndarray | None]:
+    """Image and mask on the grid that the settings ask for; labels by order 0."""
+    if not settings.moves:
+        return image, mask
+    from ssl_med.data.resample import to_orientation, to_spacing
+
+    def moved(one: Image, order: Literal[0, 1, 3]) -> Image:
+        if settings.spacing:
+            if len(settings.spacing) != len(one.spacing):
+                raise Unreadable(
+                    f"{len(one.spacing)} axes of space where a spacing for {len(settings.spacing)} was asked"
+                )
+            one = to_spacing(one, settings.spacing, order)
+        return to_orientation(one, settings.orientation)
+
+    labels = None if mask is None else moved(replace(image, array=mask), 0).array
+    return moved(image, settings.order), labels
+
+
+def packed(array: np.ndarray, settings: Settings) -> tuple[np.ndarray, dict[str, Any]]:
+    """The numbers to store, and slope and intercept that lead back: value = slope * number + intercept.
+
+    Whole numbers go into the smallest integers that hold them all, also where they were read as floats; none is lost.
+    """
+    low, high = float(array.min()), float(array.max())
+    for small in (np.uint8, np.int16, np.int32):
+        limits = np.iinfo(small)
+        if np.dtype(small).itemsize < array.itemsize and limits.min <= low and high <= limits.max:
+            numbers = array.astype(small)
+            if numbers.astype(array.dtype).tobytes() == array.tobytes():
+                return numbers, {}
+    slope = (high - low) / _LEVELS
+    if settings.dtype == "same" or array.dtype.kind != "f" or slope == 0:
+        return array, {}
+    numbers = np.rint((array.astype(np.float64) - low) / slope) - (_LEVELS + 1) // 2
+    return numbers.astype(np.int16), {"slope": slope, "intercept": low + slope * ((_LEVELS + 1) // 2)}

@@ -1,0 +1,154 @@
+"""Reading stored arrays in windows; every chunk is checked against its hash before it is believed."""
+
+import os
+import threading
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_med.data.arrays import npy_rows
+from ssl_med.data.seal import Damaged, Read, Seal, check_run, read_seal
+
+Window = tuple[slice, ...]
+
+
+class StoredArray:
+    """One stored array, open for reading in windows.
+
+    Args:
+        array: the voxels (c, \\*space) as blosc2 or numpy sees them.
+        read: the bytes behind them.
+        seal: the table of their hashes.
+        verify: check hashes.
+    """
+
+    def __init__(self, array: Any, read: Read, seal: Seal, verify: bool = True) -> None:
+        self.array, self.bytes, self.seal, self.verify = array, read, seal, verify
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype)
+        self._mapped = isinstance(array, np.ndarray)
+
+    def is_current(self) -> bool:
+        """Whether what was opened is still what lies there."""
+        return True
+
+    def read(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+        """Voxels (c, \\*size) of a window, one slice per axis of space; into ``out`` where it is given.
+
+        Raises:
+            Damaged: a chunk that the window touches has changed.
+        """
+        if self.verify:
+            for first, last in self._npy_runs(window) if self._mapped else self._runs(window):
+                check_run(self.bytes, self.seal, first, last)
+        try:
+            voxels = self.array[(slice(0, self.shape[0]), *window)]
+        except (RuntimeError, ValueError) as error:
+            raise Damaged(f"its voxels cannot be decoded: {error}") from None
+        if out is None:
+            return np.array(voxels) if self._mapped else np.asarray(voxels)
+        np.copyto(out, voxels)
+        return out
+
+    def _runs(self, window: Window) -> list[tuple[int, int]]:
+        """First and last number of the chunks that a window touches, for every row of chunks."""
+        sizes = self.array.chunks[1:]
+        grid = [-(-n // size) for n, size in zip(self.shape[1:], sizes, strict=True)]
+        touched = [range(w.start // n, (w.stop - 1) // n + 1) for w, n in zip(window, sizes, strict=True)]
+        starts = np.zeros(1, np.int64)
+        for axis in range(len(grid) - 1):
+            starts = np.add.outer(starts, np.array(touched[axis]) * prod(grid[axis + 1 :])).ravel()
+        return [(int(s) + touched[-1][0], int(s) + touched[-1][-1]) for s in starts]
+
+    def _npy_runs(self, window: Window) -> list[tuple[int, int]]:
+        """First and last number of the hashed rows that a window touches, for every plane."""
+        rows, _ = npy_rows(self.shape, self.dtype.itemsize)
+        spans = -(-self.shape[-2] // rows)
+        planes = np.arange(prod(self.shape[:-2])).reshape(self.shape[:-2])[(slice(None), *window[:-2])].ravel()
+        first, last = window[-2].start // rows, (window[-2].stop - 1) // rows
+        return [(int(p) * spans + first, int(p) * spans + last) for p in planes]
+
+
+class StoredFile(StoredArray):
+    """A stored array in a file of its own.
+
+    Args:
+        path: of the file; its suffix says the format.
+        seal: as the index knows it; empty: any.
+        verify: check hashes.
+
+    Raises:
+        Damaged: the file is missing, cut off, changed, or another one.
+    """
+
+    def __init__(self, path: Path, seal: str = "", verify: bool = True) -> None:
+        self.path, self.file = path, -1
+        try:
+            self.file = os.open(path, os.O_RDONLY)
+            stat = os.fstat(self.file)
+        except OSError as error:
+            raise Damaged(f"its file cannot be opened: {error.strerror}") from None
+        self.state = _state(stat)
+        if stat.st_size == 0:
+            raise Damaged("its file is empty")
+        read = partial(
+            _pread, self.file
+        )  # no bound method: in a cycle the file would stay open until the next collection
+        table = read_seal(read, stat.st_size, seal if verify else "")  # before a decoder sees the header
+        if path.suffix == ".npy":
+            content = np.memmap(path, np.uint8, "r").data
+            super().__init__(_open_npy(path), lambda a, n: content[a : a + n], table, verify)
+        else:
+            super().__init__(_open_b2nd(path, verify), read, table, verify)
+
+    def __del__(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+
+    def is_current(self) -> bool:
+        """The path still leads to the file that was opened: prepare may have written another one."""
+        try:
+            return _state(os.stat(self.path)) == self.state  # noqa: PTH116 (a Path costs more than the call)
+        except OSError:
+            return False
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, OSError) as error:
+        raise Damaged(f"its header cannot be read: {type(error).__name__}") from None
+
+
+def _open_b2nd(path: Path, verify: bool) -> Any:
+    """Mapped where hashes are checked: the check has read the chunks with few large reads by then, and decoding from
+    the map copies nothing. Without the check a map would read page by page from a cold disk.
+    """
+    import blosc2
+
+    try:
+        return blosc2.open(str(path), mode="r", mmap_mode="r" if verify else None, dparams={"nthreads": 1})
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Damaged(f"its header cannot be read: {type(error).__name__}") from None
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _pread(file: int, start: int, length: int) -> memoryview:
+    content = _scratch(length)
+    return content[: os.preadv(file, [content], start)]
+
+
+_held = threading.local()
+
+
+def _scratch(size: int) -> memoryview:
+    """Memory that is used again: fresh pages would cost as much as the hash."""
+    if len(getattr(_held, "buffer", b"")) < size:
+        _held.buffer = bytearray(max(size, 1 << 20))
+    return memoryview(_held.buffer)[:size]

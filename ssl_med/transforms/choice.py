@@ -1,0 +1,50 @@
+"""One transform out of several, drawn for each image."""
+
+import torch
+from torch import Tensor, nn
+
+from ssl_med.errors import UserError
+from ssl_med.ops.random import Draws
+from ssl_med.transforms.base import Params, Transform, spread
+from ssl_med.transforms.intensity import GaussianBlur
+from ssl_med.transforms.intensity_scan import Sharpen
+
+
+class OneOf(Transform):
+    """Applies one of several changes of grey values, the same chance for each.
+
+    All are computed and one is taken, so that an image never waits for its neighbour in the batch.
+
+    Args:
+        transforms: to choose from, each of probability 1; blur or sharpening by default (3DINO, arXiv 2501.11755).
+        probability: share of the images that are changed.
+
+    Raises:
+        UserError: nothing to choose from, a transform that moves voxels, or one with a probability of its own.
+    """
+
+    def __init__(self, transforms: list[Transform] | None = None, probability: float = 1.0) -> None:
+        super().__init__(probability)
+        members = [GaussianBlur(), Sharpen()] if transforms is None else transforms
+        if not members or any(tuple(t.keys) != ("image",) or t.probability != 1 for t in members):
+            raise UserError("OneOf chooses among one or more changes of grey values, each of probability 1")
+        self.transforms = nn.ModuleList(members)
+
+    def _members(self) -> list[Transform]:
+        return [t for t in self.transforms if isinstance(t, Transform)]
+
+    def sample(self, image: Tensor, draws: Draws) -> Params:
+        """Which one, and what each of them draws."""
+        params: Params = {"chosen": draws.integers(len(self.transforms))}
+        for number, member in enumerate(self._members()):
+            drawn = member.sample(image, draws.child(number))
+            params |= {f"{number}.{name}": value for name, value in drawn.items()}
+        return params
+
+    def transform(self, x: Tensor, params: Params, key: str) -> Tensor:
+        """The image as the chosen one makes it."""
+        result = x
+        for number, member in enumerate(self._members()):
+            mine = {name.partition(".")[2]: v for name, v in params.items() if name.startswith(f"{number}.")}
+            result = torch.where(spread(params["chosen"] == number, x), member.transform(x, mine, key), result)
+        return result

@@ -1,0 +1,84 @@
+"""Several tasks on one backbone: shared weights, each part logged, weights and balance as said."""
+
+import pytest
+import torch
+
+from ssl_med.errors import UserError
+from ssl_med.recipe import build, recipe
+from ssl_med.tasks import Hybrid, Plan, Task
+
+MAE = {"class_path": "ssl_med.tasks.MAE", "init_args": {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2}}
+VIEWS = {
+    "class_path": "ssl_med.transforms.PairedViews",
+    "init_args": {"transforms": [{"class_path": "ssl_med.transforms.Flip"}]},
+}
+SIMCLR = {"class_path": "ssl_med.tasks.SimCLR", "init_args": {"hidden_dim": 16, "out_dim": 8, "views": VIEWS}}
+PARTS = {"mae": MAE, "contrast": SIMCLR}
+
+
+def test_parts_share_the_backbone_and_their_losses_add_up(tiny_vit, make_batch) -> None:
+    task = Hybrid(tiny_vit(2), PARTS, {"mae": 3.0})
+    assert task.tasks["mae"].backbone is task.tasks["contrast"].backbone is task.backbone
+    assert len(task.tasks["contrast"].views.transforms) == 1  # nested recipes are built
+    losses = task(make_batch((16, 16)), 0.0)
+    assert {"mae/loss", "mae/constant_patches", "contrast/loss", "contrast/loss_over_chance"} <= set(losses)
+    torch.testing.assert_close(losses["loss"], 3 * losses["mae/loss"] + losses["contrast/loss"])
+
+
+def test_balanced_parts_pull_as_hard_as_their_weights_say(tiny_vit, make_batch) -> None:
+    torch.manual_seed(0)
+    task, batch = Hybrid(tiny_vit(2), PARTS, {"mae": 2.0}, balance=True), make_batch((16, 16))
+    losses = task(batch, 0.0)
+    last = task.backbone.layers()[-1]
+    with torch.no_grad():
+        unbalanced = task(batch, 0.0)  # without gradients there is nothing to balance
+    torch.testing.assert_close(unbalanced["loss"], 2 * unbalanced["mae/loss"] + unbalanced["contrast/loss"])
+    alone = {
+        name: torch.cat([g.flatten() for g in torch.autograd.grad(losses[f"{name}/loss"], last, retain_graph=True)])
+        for name in PARTS
+    }
+    mean = (alone["mae"].norm() + alone["contrast"].norm()) / 2
+    expected = 2 * alone["mae"] * mean / alone["mae"].norm() + alone["contrast"] * mean / alone["contrast"].norm()
+    total = torch.cat([g.flatten() for g in torch.autograd.grad(losses["loss"], last)])
+    torch.testing.assert_close(total, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_parts_of_one_kind_see_different_views(tiny_vit, make_batch) -> None:
+    twins = Hybrid(tiny_vit(2), {"first": MAE, "second": MAE})
+    seen = []
+    for task in twins.tasks.values():
+        task.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["key"]))
+    twins(make_batch((16, 16)), 0.0)
+    assert not torch.equal(*seen)
+
+
+def test_choices_of_the_parts_carry_their_place(tiny_vit) -> None:
+    chosen = Hybrid.choose({"parts": PARTS}, Plan(100, 32, 10))
+    assert chosen["parts.contrast.init_args.temperature"].value == 0.5
+
+
+def test_recipe_round_trip_and_state(tiny_vit, make_batch) -> None:
+    task, batch = Hybrid(tiny_vit(2), PARTS), make_batch((16, 16))
+    twin = build(recipe(task), Task)
+    twin.load_state_dict(task.state_dict())
+    torch.testing.assert_close(twin(batch, 0.0)["loss"], task(batch, 0.0)["loss"])
+
+
+def test_verdicts_carry_the_name_of_the_part(tiny_vit, make_batch) -> None:
+    task = Hybrid(tiny_vit(2), PARTS).eval()
+    with torch.no_grad():
+        signs = {name: float(value) for name, value in task.vital_signs(make_batch((16, 16))).items()}
+    assert set(signs) == {"contrast/embedding_spread", "contrast/embedding_rank"}
+    assert task.verdict({**signs, "contrast/embedding_spread": 0.0}).startswith("contrast: the embedding")
+    assert set(task.pictures(make_batch((16, 16)))) > {"mae: input", "contrast: first view"}
+
+
+def test_wrong_parts_are_named(tiny_vit) -> None:
+    with pytest.raises(ValueError, match="needs two tasks"):
+        Hybrid(tiny_vit(2), {"mae": MAE})
+    with pytest.raises(ValueError, match="no part 'may'; did you mean 'mae'"):
+        Hybrid(tiny_vit(2), PARTS, {"may": 1.0})
+    with pytest.raises(UserError, match="parts.other: ssl_med.backbones.ViT is no pretext task"):
+        Hybrid(tiny_vit(2), {**PARTS, "other": {"class_path": "ssl_med.backbones.ViT"}})
+    with pytest.raises(UserError, match="mask_rtio"):
+        Hybrid(tiny_vit(2), {**PARTS, "mae": {**MAE, "init_args": {"mask_rtio": 0.5}}})
