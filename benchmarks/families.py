@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 import ssl_med
 from ssl_med.config import find_config
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--split", default="test")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all runs")
     arguments = parser.parse_args()
     results = {
         config: [one_run(config, arguments, seed) for seed in range(arguments.seeds)] for config in arguments.configs
@@ -40,7 +42,9 @@ def one_run(config: str, arguments: argparse.Namespace, seed: int) -> dict[str, 
     """Train and probe once, or read what an earlier call found."""
     find_config(config, "pretrain")
     folder = arguments.out / f"{config.replace('/', '_')}_seed={seed}"
-    overrides = {"trainer.max_steps": arguments.steps, "seed": seed, "watch.probes": 0}
+    settings = dict(item.split("=", 1) for item in arguments.set)
+    overrides = {name: yaml.safe_load(value) for name, value in settings.items()}
+    overrides |= {"trainer.max_steps": arguments.steps, "seed": seed, "watch.probes": 0}
     scored = folder / "probe.json"
     if not is_finished(folder, {"seed": seed, "trainer": {"max_steps": arguments.steps}}):
         ssl_med.pretrain(config, arguments.store, folder, overrides)

@@ -37,6 +37,7 @@ class Seed:
         files: bytes of each file by its name; the record names those in ``record``.
         header: bytes before the voxels, about.
         checksum: the damages that the format itself makes known.
+        mended: damages to values without a checksum, of which each decoder makes what it can.
         decode: folder -> values, by another library.
         bomb: bytes -> a small file that unfolds to many megabytes.
     """
@@ -47,6 +48,7 @@ class Seed:
     voxels: np.ndarray
     header: int = 400
     checksum: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
     decode: Callable[[Path], np.ndarray] | None = None
     bomb: Callable[[bytes], bytes] | None = None
     packed: str = ""
@@ -61,6 +63,7 @@ VOLUME = np.random.default_rng(0).permutation(13 * 11 * 9).reshape(13, 11, 9).as
 PICTURE = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
 DEEP = np.random.default_rng(2).integers(0, 2**16, (40, 30, 3), np.uint16)
 BODY = ("cut short", "bits of the body", "bomb")
+LZW = ("bits of the body", "shifted", "zeroed")
 ALL = (*BODY, "bits of the header", "shifted", "zeroed", "absurd size", "not a number")
 
 
@@ -298,7 +301,7 @@ SEEDS: dict[str, Seed] = {
         decode=partial(_by_itk, "a.tif"),
         bomb=_tiff_bomb,
     ),
-    "tiff pages": _seed("raster", ("a.tif",), _pages, decode=partial(_by_tifffile, "a.tif")),
+    "tiff pages": _seed("raster", ("a.tif",), _pages, decode=partial(_by_tifffile, "a.tif"), mended=LZW),
     "npy": _seed(
         "array",
         ("a.npy",),

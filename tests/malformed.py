@@ -37,8 +37,8 @@ class Outcome:
     """What the reader did.
 
     ``refused``; ``unharmed``: the voxels of the seed; ``agrees``: other voxels, the same as an independent decoder's;
-    ``unconfirmed``: other voxels, and no other decoder opens the file; ``wrong``: voxels that the format could know to
-    be damaged, or that an independent decoder contradicts; ``crash``: any other exception.
+    ``unconfirmed``: other voxels, and no other decoder opens the file, or each mends it its own way; ``wrong``: voxels
+    that the format could know to be damaged, or that an independent decoder contradicts; ``crash``: another exception.
     """
 
     verdict: str
@@ -175,7 +175,9 @@ def _verdict(seed: Seed, broken: Case, array: np.ndarray, folder: Path) -> str:
             expected = np.asarray(seed.decode(folder))
     except Exception:
         return "unconfirmed"
-    return "agrees" if _same(array, expected) else "wrong"
+    if _same(array, expected):
+        return "agrees"
+    return "unconfirmed" if broken.damage in seed.mended else "wrong"
 
 
 def _same(array: np.ndarray, expected: np.ndarray) -> bool:

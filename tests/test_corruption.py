@@ -356,5 +356,5 @@ def test_a_chain_is_the_composition_on_one_copy() -> None:
 
 
 def test_four_axes_are_refused() -> None:
-    with pytest.raises(UserError, match="images .* or volumes"):
+    with pytest.raises(UserError, match=r"images .* or volumes"):
         LocalShuffle()({"image": torch.zeros(1, 1, 4, 4, 4, 4)})

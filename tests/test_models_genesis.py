@@ -1,10 +1,12 @@
 """Models Genesis: the pair it makes, the error it minimises, and that it learns more than copying."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from stores import store_of, volumes
 
 from finetune import Segment
 from ssl_med.backbones import UNetEncoder, ViT
@@ -13,6 +15,7 @@ from ssl_med.ops.random import sample_keys
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import ModelsGenesis, PretextTask, Task
 from ssl_med.transforms import Flip, IntensityCurve, Painting, SingleView
+from ssl_med.verbs.finetune import arm_config
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 SPACES = {"2d": (32, 32), "3d": (16, 24, 24)}
@@ -42,7 +45,7 @@ def test_target_differs_from_the_image_by_the_flip_only(space, make_batch) -> No
     batch, task = make_batch(space, count=12), make_task(len(space), unit=(-2.0, 4.0))
     image = ((batch["image"] + 2) / 6).clamp(0, 1)
     pair, axes = task.corrupt(batch), range(1, 1 + len(space))
-    flips = [[axis for axis, bit in zip(axes, f"{n:0{len(space)}b}", strict=True) if bit == "1"] for n in range(2 ** len(space))]
+    flips = [list(chosen) for count in range(len(space) + 1) for chosen in combinations(axes, count)]
     for target, original in zip(pair.target, image, strict=True):
         assert any(torch.allclose(target, original.flip(flip) if flip else original) for flip in flips)
     assert pair.corrupted.min() >= 0
@@ -126,7 +129,9 @@ def test_verdict_speaks_after_the_warm_up_only() -> None:
     worse = {"restoration_mse": 0.2, "identity_mse": 0.1, "constant_mse": 0.3}
     assert task.verdict(worse) == ""
     task.after_step(0.5)
-    assert "no better than copying the corrupted input (mean squared error 0.2000 against 0.1000)" in task.verdict(worse)
+    assert "no better than copying the corrupted input (mean squared error 0.2000 against 0.1000)" in task.verdict(
+        worse
+    )
     assert "a constant grey" in task.verdict({**worse, "constant_mse": 0.05})
     assert task.verdict({**worse, "restoration_mse": 0.05}) == ""
 
@@ -185,3 +190,21 @@ def test_first_losses_are_the_recorded_ones(space, make_batch) -> None:
         loss.backward()
         optimiser.step()
     assert found == pytest.approx(GOLDEN[f"models_genesis_{len(space)}d"], rel=1e-4)
+
+
+def test_fine_tuning_takes_the_decoder_of_the_export(tmp_path: Path) -> None:
+    """Both arms get the exported architecture, the scratch arm without its weights; classification has no decoder."""
+    store = store_of(volumes(tmp_path / "scans"), tmp_path / "store").folder
+    task = make_task(3)
+    card = {"input": {"spatial_dims": 3, "channels": 1, "intensity": "auto", "crop": 16}}
+    export(task.exports(), tmp_path / "export", card)
+    base = {"task": {"class_path": "finetune.Segment", "init_args": {}}, "data": {"targets": "mask"}}
+    for arm, weights in (("pretrained", True), ("scratch", False)):
+        filled = arm_config(base, str(store), str(tmp_path / "export"), arm, None, 0)
+        built = build(filled["task"], Task)
+        state = task.decoder.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in built.decoder.state_dict().items()) is weights
+    chosen = {**base, "task": {"class_path": "finetune.Segment", "init_args": {"decoder": None}}}
+    for config in (chosen, {**base, "task": {"class_path": "finetune.Classify", "init_args": {}}}):
+        filled = arm_config(config, str(store), str(tmp_path / "export"), "pretrained", None, 0)
+        assert filled["task"]["init_args"].get("decoder") is None

@@ -26,6 +26,11 @@ def _work(rank: int, world: int, folder: str) -> None:
     loss.backward()
     weight = norm.weight.grad.clone()
     dist.all_reduce(weight)
+    if rank == 0:  # the other one does not take part, and nothing waits for it
+        with ranks.alone():
+            assert (ranks.world_size(), ranks.rank(), len(ranks.gather(x))) == (1, 0, len(x))
+            assert torch.equal(ranks.total(x), x)
+    assert ranks.world_size() == world
     torch.save(
         {"loss": loss.detach(), "x": x.grad / world, "weight": weight / world, "mean": norm.running_mean},
         Path(folder) / f"{rank}.pt",

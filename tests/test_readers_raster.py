@@ -141,6 +141,22 @@ def test_smaller_copies_are_no_slices_and_channels_are_none_either(tmp_path):
     np.testing.assert_array_equal(read(record(tmp_path / "d.ome.tif")).array[0], stack)
 
 
+def test_pages_of_several_depths_and_unsaid_colours_are_refused(tmp_path):
+    colour = volume((6, 4, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in (colour, colour.astype(np.uint16) * 257):
+            file.write(page, photometric="rgb", metadata=None)
+    with pytest.raises(Unreadable, match="several kinds of pixels"):
+        read(record(tmp_path / "a.tif"))
+    for dtype in (np.uint8, np.uint16):
+        tifffile.imwrite(tmp_path / "b.tif", colour.astype(dtype), photometric="rgb", metadata=None)
+        unsaid = bytearray((tmp_path / "b.tif").read_bytes())
+        place = unsaid.index(struct.pack("<HHI", 262, 3, 1))
+        unsaid[place] = 7  # a tag that nobody knows in the place of PhotometricInterpretation
+        with pytest.raises(Unreadable, match="one that does not say which"):
+            read(record(written(tmp_path / "b.tif", bytes(unsaid))))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tif", "deep.tif"])
 def test_exif_rotation_is_applied(tmp_path, orientation, suffix):

@@ -246,5 +246,5 @@ def test_alarms(tiny_region: Callable, make_batch: Callable) -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 8, 8)])
 def test_golden_losses(tiny_region: Callable, size: tuple[int, ...]) -> None:
-    losses = train(tiny_region(len(size), boxes=SaliencyBoxes(Foreground())), many(size, 3), 1e-3)
+    losses = train(tiny_region(len(size), boxes=SaliencyBoxes(Foreground()), size=[8] * len(size)), many(size, 3), 1e-3)
     assert losses == pytest.approx(golden(f"region_{len(size)}d"), rel=1e-3)

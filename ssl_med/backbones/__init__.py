@@ -2,7 +2,8 @@
 
 from ssl_med.backbones.adapters import MonaiBackbone, TimmBackbone
 from ssl_med.backbones.base import Backbone
+from ssl_med.backbones.shared_vit import SharedViT
 from ssl_med.backbones.unet import UNetEncoder
 from ssl_med.backbones.vit import Tokens, ViT
 
-__all__ = ["Backbone", "MonaiBackbone", "TimmBackbone", "Tokens", "UNetEncoder", "ViT"]
+__all__ = ["Backbone", "MonaiBackbone", "SharedViT", "TimmBackbone", "Tokens", "UNetEncoder", "ViT"]

@@ -14,6 +14,7 @@ from ssl_med.data.module import StoreData
 from ssl_med.errors import UserError
 from ssl_med.evaluate import evaluate, probe, random_twin, to_device
 from ssl_med.ops.collapse import effective_rank, feature_spread
+from ssl_med.ops.ranks import alone
 from ssl_med.tasks import PretextTask, SupervisedTask
 from ssl_med.types import Batch
 
@@ -55,7 +56,7 @@ class Watch(pl.Callback):
         task: Any = pl_module.task
         training = task.training
         task.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad(), alone():
             self.look(trainer, task)
         task.train(training)
 

@@ -156,13 +156,15 @@ class StoreData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches, beginning at the trainer's step."""
-        trainer, dataset = self.trainer, self.crops()
-        start, rank, world = 0, 0, 1
-        if trainer is not None:
-            start = trainer.global_step * trainer.accumulate_grad_batches
-            rank, world = trainer.global_rank, trainer.world_size
+        if self.trainer is None:
+            return self.loader()
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return self.loader(start, self.trainer.global_rank, self.trainer.world_size)
+
+    def loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader:
+        """Endless batches of one process, beginning at batch ``start``."""
         return DataLoader(
-            dataset,
+            self.crops(),
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
             collate_fn=as_made,
             num_workers=self.num_workers,

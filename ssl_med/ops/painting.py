@@ -1,5 +1,7 @@
 """Boxes of noise, and noise around boxes (in-painting and out-painting of Models Genesis, arXiv 1908.06912)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -42,13 +44,13 @@ def paint_(
     voxels = image.shape[2] * image.shape[3] * image.shape[4]
     grey = noise(keys, voxels)[:, None]
     grey = (low[..., None] + span[..., None] * grey).reshape(image.shape)
-    replaced = inside_boxes(tuple(image.shape[2:]), corners, sides) == inward[:, None, None, None]
+    replaced = inside_boxes(image.shape[2:], corners, sides) == inward[:, None, None, None]
     replaced = replaced & chosen[:, None, None, None]
     return torch.where(replaced[:, None], grey, image)
 
 
 def inside_boxes(
-    space: tuple[int, int, int], corners: Int[Tensor, "b k 3"], sides: Int[Tensor, "b k 3"]
+    space: Sequence[int], corners: Int[Tensor, "b k 3"], sides: Int[Tensor, "b k 3"]
 ) -> Bool[Tensor, "b z y x"]:
     """Voxels that lie in at least one box."""
     inside = torch.ones((), dtype=torch.bool, device=corners.device)

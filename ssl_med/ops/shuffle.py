@@ -48,8 +48,8 @@ def local_shuffle_(
         return image
     most, largest = (int(bound) for bound in torch.stack([windows.max(), limits.prod(1).max()]).tolist())
     together = max(1, _MEMORY // (most * largest))
-    rows = zip(*(part.split(together) for part in (keys, limits, windows)), strict=True)
-    source = torch.cat([shuffle_sources(image.shape[2:], *row, most, largest) for row in rows])
+    parts = zip(keys.split(together), limits.split(together), windows.split(together), strict=True)
+    source = torch.cat([shuffle_sources(image.shape[2:], *part, most=most, largest=largest) for part in parts])
     moved = image.flatten(2).gather(2, source[:, None].expand(-1, image.shape[1], -1)).reshape(image.shape)
     return torch.where(chosen[:, None, None, None, None], moved, image)
 

@@ -171,7 +171,7 @@ class DINO(PretextTask):
     def _hide(self, joined: Batch, images: int) -> Hidden | None:
         if self.masked is None:
             return None
-        return self.masked.hide(joined, images, cast(ViT, self.backbone).patch)
+        return self.masked.hide(joined, images, cast(ViT, self.backbone).embedding(joined["image"].ndim - 2).patch)
 
     @torch.no_grad()
     def _teach(self, joined: Batch) -> tuple[Seen, Tensor]:

@@ -48,7 +48,7 @@ class Hybrid(PretextTask):
         if unknown := [name for name in weights or {} if name not in parts]:
             raise ValueError(f"weights: there is no part {unknown[0]!r}; {nearest(unknown[0], list(parts))}")
         self.backbone, self.weights, self.balance = backbone, weights, balance
-        self.parts = {name: _plain(spec) for name, spec in parts.items()}
+        self.parts = {name: plain(spec) for name, spec in parts.items()}
         self.tasks = nn.ModuleDict({name: build_part(name, spec, backbone) for name, spec in self.parts.items()})
 
     @classmethod
@@ -149,9 +149,9 @@ def build_part(name: str, spec: Mapping[str, Any], backbone: Backbone) -> Pretex
     return cls(backbone, **vars(settings["settings"]))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain dicts and lists: the config's parser leaves namespaces where a recipe stands in a free dictionary."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     items = vars(value) if type(value).__name__ == "Namespace" else value
-    return {name: _plain(item) for name, item in items.items()} if isinstance(items, Mapping) else value
+    return {name: plain(item) for name, item in items.items()} if isinstance(items, Mapping) else value

@@ -82,7 +82,7 @@ class MaskedPatches(nn.Module):
 
     def blank(self, backbone: ViT, tokens: Tokens, image: Tensor, hidden: Hidden) -> Tokens:
         """Put the mask token in place of the embeddings of hidden patches; their positions stay."""
-        change = self.mask_token.to(tokens.value.dtype) - backbone.patch_embed(image)
+        change = self.mask_token.to(tokens.value.dtype) - backbone.embedding(image.ndim - 2)(image)
         return tokens._replace(value=tokens.value + hidden.mask[..., None] * change)
 
     def loss(

@@ -204,8 +204,8 @@ class IJEPA(PretextTask):
         if signs["target_spread"] > COLLAPSED:
             return ""
         return (
-            f"the teacher says nearly the same of all images (spread of the targets {signs['target_spread']:.4f}, at most "
-            "1; a blind predictor would reach a loss of "
+            "the teacher says nearly the same of all images (spread of the targets "
+            f"{signs['target_spread']:.4f}, 1 at most; who knows the place alone would reach a loss of "
             f"{signs['blind_loss']:.4f}): lower learner.lr, lengthen the warm-up or raise momentum"
         )
 

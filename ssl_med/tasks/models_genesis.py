@@ -79,7 +79,8 @@ class ModelsGenesis(PretextTask):
     ) -> None:
         super().__init__()
         check_unit("ModelsGenesis: unit", unit)
-        self.backbone, self.unit, self.widths, self.faithful = backbone, unit, list(widths), faithful
+        self.backbone, self.widths, self.faithful = backbone, list(widths), faithful
+        self.unit: UnitRange = unit
         self.views = views if views is not None else SingleView([RepeatedFlip(faithful=faithful)])
         self.corruptions = nn.ModuleList(published(faithful) if corruptions is None else corruptions)
         self.decoder = PyramidDecoder.for_backbone(backbone, widths)
@@ -101,8 +102,8 @@ class ModelsGenesis(PretextTask):
         image, valid = view["image"], view.get("valid")
         low, span = value_range(image, self.unit, valid)
         target = to_unit(image, low, span)
-        source: Batch = {**view, "image": target}
-        corrupted = Corruptions(cast("list[Corruption]", list(self.corruptions)))(source)["image"]
+        corruptions = Corruptions(cast("list[Corruption]", list(self.corruptions)))
+        corrupted = corruptions(cast(Batch, {**view, "image": target}))["image"]
         return Pair(corrupted, target, valid, low, span, view.get("spacing"))
 
     def restore(self, pair: Pair) -> Float[Tensor, "b c *space"]:

@@ -88,8 +88,8 @@ class SwAV(PretextTask):
         return {
             "prototypes": Choice(
                 count,
-                f"the least of {PROTOTYPES} (the paper's), {plan.images} images / 8, and the {plan.batch_size} images of "
-                "a batch, which codes share out evenly",
+                f"the least of {PROTOTYPES} (the paper's), {plan.images} images / 8, and the {plan.batch_size} images "
+                "of a batch, which the codes share out evenly",
             ),
             "freeze": Choice(round(min(epoch, 0.1), 4), "the first epoch, at most a tenth of the training"),
         }

@@ -29,7 +29,7 @@ from ssl_med.transforms import SingleView, Views
 from ssl_med.transforms.base import check_range, draws_of
 from ssl_med.types import Batch, Losses
 
-_WARM = 0.1
+_WARM = 0.25
 """Share of the training after which a network that is worse than a constant is worth a word."""
 
 
@@ -90,7 +90,8 @@ class SwinTriple(PretextTask):
         check_range("SwinTriple: cover", (0.0, cover), 0.0, 1.0)
         check_range("SwinTriple: side", side, 0.0, 1.0)
         check_unit("SwinTriple: unit", unit)
-        self.backbone, self.plane, self.cover, self.side, self.unit = backbone, plane, cover, side, unit
+        self.backbone, self.plane, self.cover, self.side = backbone, plane, cover, side
+        self.unit: UnitRange = unit
         self.out_dim, self.temperature, self.weights, self.widths = out_dim, temperature, weights, list(widths)
         self.views = views if views is not None else SingleView([])
         self.decoder = PyramidDecoder.for_backbone(backbone, widths)

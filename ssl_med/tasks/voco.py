@@ -22,7 +22,7 @@ from ssl_med.transforms.base import check_range
 from ssl_med.transforms.position_crops import PositionCrops, Regions
 from ssl_med.types import Batch, Losses
 
-_WARM = 0.1
+_WARM = 0.25
 """Share of the training after which an embedding that knows no positions is worth a word."""
 
 
@@ -60,7 +60,8 @@ class VoCo(PretextTask):
         if weighting not in ("overlap", "equal"):
             raise UserError(f"VoCo: weighting is overlap or equal, got {weighting}")
         self.backbone, self.hidden_dim, self.out_dim = backbone, hidden_dim, out_dim
-        self.regularisation, self.weighting, self.momentum = regularisation, weighting, momentum
+        self.regularisation, self.momentum = regularisation, momentum
+        self.weighting: Weighting = weighting
         self.views = views if views is not None else SingleView([])
         self.crops = crops if crops is not None else PositionCrops(multiple=list(backbone.multiple()))
         self.head = MLPHead([backbone.embed_dim, hidden_dim, hidden_dim, out_dim])

@@ -22,7 +22,7 @@ from ssl_med.transforms import Flip, SingleView, Views
 from ssl_med.transforms.base import check_range, draws_of
 from ssl_med.types import Batch, Losses
 
-_WARM = 0.1
+_WARM = 0.25
 """Share of the training after which a network that sees nothing is worth a word."""
 
 
@@ -76,7 +76,8 @@ class VolumeFusion(PretextTask):
             raise UserError(f"VolumeFusion: levels must be 1 or more, got {levels}")
         check_range("VolumeFusion: boxes", boxes, 1)
         check_range("VolumeFusion: side", side, 0.0, 1.0)
-        self.backbone, self.levels, self.boxes, self.side, self.widths = backbone, levels, boxes, side, list(widths)
+        self.backbone, self.levels, self.widths = backbone, levels, list(widths)
+        self.boxes, self.side = (boxes[0], boxes[1]), (side[0], side[1])
         self.views = views if views is not None else SingleView([Flip()])
         self.decoder = PyramidDecoder.for_backbone(backbone, widths)
         self.classify = CONV[backbone.spatial_dims](self.decoder.out_channels, levels + 1, 1)
@@ -93,7 +94,7 @@ class VolumeFusion(PretextTask):
         view = self.views(batch)[0]
         background = view["image"].float()
         foreground, space = neighbour(background), tuple(background.shape[2:])
-        drawn = draw_fusion_boxes(draws_of(view).child(0), space, self.levels, tuple(self.boxes), tuple(self.side))
+        drawn = draw_fusion_boxes(draws_of(view).child(0), space, self.levels, self.boxes, self.side)
         classes = paint_classes(space, *drawn)
         counted = torch.ones_like(classes, dtype=torch.bool)
         if "valid" in view:
@@ -118,7 +119,7 @@ class VolumeFusion(PretextTask):
     def verdict(self, signs: Mapping[str, float]) -> str:
         """A sentence if the network does no better than the frequencies of the classes after the warm-up."""
         entropy, chance = signs["fusion_cross_entropy"], signs["fusion_chance"]
-        if self._progress < _WARM or entropy < 0.99 * chance:
+        if self._progress < _WARM or entropy < chance:
             return ""
         return (
             f"the fusion classes are not seen: cross-entropy {entropy:.3f}, and {chance:.3f} from their frequencies "

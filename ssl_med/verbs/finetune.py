@@ -127,6 +127,8 @@ def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float
     task = config["task"].setdefault("init_args", {})
     weights = {"folder": str(find_export(init)), "weights": arm == "pretrained"}
     task["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
+    if _takes_decoder(config["task"].get("class_path", ""), card):
+        task.setdefault("decoder", {"class_path": "ssl_med.exports.load_decoder", "init_args": weights})
     section.setdefault("crop", card["input"]["crop"])
     section |= {"labels": labels, "labels_seed": seed}
     crop = section["crop"]
@@ -134,6 +136,12 @@ def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float
     task.setdefault("classes", _class_count(store, section.get("targets")))
     config["seed"] = seed
     return config
+
+
+def _takes_decoder(class_path: str, card: Mapping[str, Any]) -> bool:
+    """Whether the export has a decoder that this task starts from; ``--task.decoder null`` takes a new one."""
+    part = card["parts"].get("decoder", {}).get("class_path", "")
+    return part.rpartition(".")[2] == "PyramidDecoder" and class_path.rpartition(".")[2] == "Segment"
 
 
 def _class_count(store: Any, targets: str | None) -> int:

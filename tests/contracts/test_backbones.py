@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from ssl_med.backbones import Backbone, MonaiBackbone, TimmBackbone, UNetEncoder, ViT
+from ssl_med.backbones import Backbone, MonaiBackbone, SharedViT, TimmBackbone, UNetEncoder, ViT
 from ssl_med.recipe import build, recipe
 
 SLAB = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
@@ -18,6 +18,7 @@ CASES = {
     "vit_rotary": (ViT, {"spatial_dims": 3, "patch": 4, "positions": "rotary", **TINY}, (8, 4, 12)),
     "vit_learned": (ViT, {"spatial_dims": 2, "patch": 4, "positions": "learned", "grid": [2, 2], **TINY}, (8, 12)),
     "vit_mm": (ViT, {"spatial_dims": 3, "patch": 4, "position_unit": "mm", "class_token": False, **TINY}, (8, 4, 12)),
+    "shared_vit": (SharedViT, {"patch_2d": 4, "patch_3d": [2, 4, 4], "in_channels": 2, **TINY}, (4, 8, 12)),
     "unet_2d": (UNetEncoder, {"spatial_dims": 2, "in_channels": 2, "widths": [4, 8, 12]}, (16, 24)),
     "unet_3d": (UNetEncoder, {"spatial_dims": 3, "widths": [4, 8, 12], "pooling": SLAB}, (4, 8, 16)),
     "timm_resnet": (TimmBackbone, {"name": "resnet18", "in_channels": 1}, (64, 96)),
@@ -87,9 +88,13 @@ def test_every_parameter_gets_a_gradient(example: Example) -> None:
     backbone, image, spacing = example
     backbone.zero_grad()
     torch.manual_seed(1)
-    features = backbone(image, spacing)
-    total = sum((part * torch.randn_like(part)).sum() for part in (features.pooled, *features.maps))
-    total.backward()
+    kinds = [(image, spacing)]
+    if isinstance(backbone, SharedViT):  # what volumes do not need, images do
+        kinds.append((image[:, :, 0], spacing[:, 1:]))
+    for kind in kinds:
+        features = backbone(*kind)
+        total = sum((part * torch.randn_like(part)).sum() for part in (features.pooled, *features.maps))
+        total.backward()
     without = [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     backbone.zero_grad()
     assert without == []

@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 
 from ssl_med.data.readers import png16, tiff
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape
+from ssl_med.data.readers.packed import Bounded
 from ssl_med.data.record import Image, Record, Unreadable
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
@@ -39,7 +40,7 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS, palette: bool = True) 
     Raises:
         Unreadable: not one of the formats, damaged, too large, or of pages that are not one stack.
     """
-    with record.files[0].open("rb") as stream, contained():
+    with Bounded(record.files[0]) as stream, contained():
         if tiff.is_tiff(stream.read(4)):
             return tiff.read(stream, limits, palette, decoded)
         size = stream.seek(0, 2)

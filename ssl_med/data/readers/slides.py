@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape
+from ssl_med.data.readers.packed import Bounded
 from ssl_med.data.readers.raster import contained
 from ssl_med.data.record import Image, Record, Unreadable
 from ssl_med.errors import UserError
@@ -150,6 +152,8 @@ def _check(slide: "TiffSlide", limits: Limits) -> None:
     for page in slide.ts_tifffile.pages:
         tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         check_shape((page.samplesperpixel, min(tile[0], page.imagelength), tile[1]), 1, limits)
+        if len(page.dataoffsets) != prod(page.chunked):  # an absurd size would be searched for tissue for years
+            raise Unreadable(f"slide of {len(page.dataoffsets)} parts whose size needs {prod(page.chunked)}")
         ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
         if max(ends, default=0) > size:
             raise Unreadable("slide is cut short")
@@ -168,9 +172,10 @@ def _opened(path: Path) -> Iterator["TiffSlide"]:
         import tiffslide
     except ImportError:
         raise UserError('slides are read by tiffslide, which is missing: pip install "ssl_med[slides]"') from None
-    try:
-        slide = tiffslide.TiffSlide(path)
-    except tiffslide.TiffFileError:
-        raise Unreadable("not a slide that tiffslide understands") from None
-    with slide:
-        yield slide
+    with Bounded(path) as file:
+        try:
+            slide = tiffslide.TiffSlide(file)
+        except tiffslide.TiffFileError:
+            raise Unreadable("not a slide that tiffslide understands") from None
+        with slide:
+            yield slide

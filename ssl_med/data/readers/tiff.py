@@ -22,6 +22,9 @@ _REDUCED = 1 | 4
 """NewSubfileType: a smaller copy, or a transparency mask, of another page."""
 
 _SUBFILE, _BITS, _PHOTOMETRIC, _DESCRIPTION, _ORIENTATION, _FORMAT = 254, 258, 262, 270, 274, 339
+_COLOURS = {(0, 1), (1, 1), (2, 3)}
+"""PhotometricInterpretation and channels without transparency: white is zero, black is zero, RGB."""
+
 _WITHOUT_CODECS = (1, 8, 32946)  # none and deflate; tifffile asks imagecodecs for the rest
 _MAX_PAGES = 1 << 16
 
@@ -96,7 +99,8 @@ def _by_pillow(picture: TiffImagePlugin.TiffImageFile, limits: Limits, palette: 
         if not picture.tag_v2.get(_SUBFILE, 0) & _REDUCED:
             itemsize = 4 if picture.mode in ("I", "F") else 2
             channels = 1 if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;") else 3
-            pages.append(_Page(picture.size, picture.mode, channels, itemsize, number))
+            kind = f"{picture.mode} {picture.tag_v2.get(_BITS)}"  # Pillow calls deep colour RGB too
+            pages.append(_Page(picture.size, kind, channels, itemsize, number))
             orientations.add(picture.tag_v2.get(_ORIENTATION, 1))
     picture.seek(0)
     _check(pages, str(picture.tag_v2.get(_DESCRIPTION, "")), limits)
@@ -137,6 +141,9 @@ def _by_tifffile(stream: BinaryIO, limits: Limits) -> Image:
 def _page(page, number: int) -> _Page:
     if page.axes not in ("YX", "YXS", "SYX") or page.dtype is None:
         raise Unreadable("a page that is no picture")
+    colours = page.samplesperpixel - len(page.extrasamples)
+    if _PHOTOMETRIC not in page.tags or (int(page.photometric), colours) not in _COLOURS:
+        raise Unreadable("a page of other colours than grey or RGB, or one that does not say which")
     if page.compression not in _WITHOUT_CODECS and find_spec("imagecodecs") is None:
         raise Unreadable("this compression needs the package imagecodecs: pip install 'ssl_med[slides]'")
     if 0 in page.databytecounts:

@@ -25,7 +25,8 @@ class IntensityCurve(Corruption):
         super().__init__(probability)
         check_range("IntensityCurve: inverted", (inverted, inverted), 0.0, 1.0)
         check_unit("IntensityCurve: unit", unit)
-        self.inverted, self.unit = inverted, unit
+        self.inverted = inverted
+        self.unit: UnitRange = unit
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
         """Control points (b, 2, 2) and whether the curve falls (b,)."""

@@ -31,7 +31,8 @@ class Painting(Corruption):
         super().__init__(probability)
         check_range("Painting: inward", (inward, inward), 0.0, 1.0)
         check_unit("Painting: unit", unit)
-        self.inward, self.unit = inward, unit
+        self.inward = inward
+        self.unit: UnitRange = unit
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
         """In or out (b,), corners and sides of the boxes (b, 5, 3) in voxels along z, y, x, and a key for the noise."""
