@@ -78,7 +78,7 @@ def test_wrong_parts_are_named(tiny_vit) -> None:
         Hybrid(tiny_vit(2), {"mae": MAE})
     with pytest.raises(ValueError, match="no part 'may'; did you mean 'mae'"):
         Hybrid(tiny_vit(2), PARTS, {"may": 1.0})
-    with pytest.raises(UserError, match="parts.other: ssl_med.backbones.ViT is no pretext task"):
+    with pytest.raises(UserError, match=r"parts\.other: ssl_med\.backbones\.ViT is no pretext task"):
         Hybrid(tiny_vit(2), {**PARTS, "other": {"class_path": "ssl_med.backbones.ViT"}})
     with pytest.raises(UserError, match="mask_rtio"):
         Hybrid(tiny_vit(2), {**PARTS, "mae": {**MAE, "init_args": {"mask_rtio": 0.5}}})

@@ -91,7 +91,7 @@ def test_context_is_trimmed_to_the_smallest_of_the_batch() -> None:
 
 
 def test_sizes_come_from_the_step_and_places_from_the_sample(make_batch) -> None:
-    task, batch = small().train(), make_batch((64, 64), count=6)
+    task, batch = small(), make_batch((64, 64), count=6)
     whole = task.draw(batch)
     half = task.draw({name: value[2:4] for name, value in batch.items()})
     assert torch.equal(whole.targets[2:4], half.targets)
@@ -211,9 +211,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(_work, (str(tmp_path),), nprocs=2)
     task = small()
-    counts = [task.eval().draw(_batch(rows)).context.shape[1] for rows in (slice(0, 4), slice(4, 8))]
+    counts = [task.draw(_batch(rows)).context.shape[1] for rows in (slice(0, 4), slice(4, 8))]
     assert counts[0] != counts[1]  # so that the test would see a trim to each process's own smallest
-    loss = task.train()(_batch(slice(0, 8)), 0.5)["loss"]
+    loss = task(_batch(slice(0, 8)), 0.5)["loss"]
     loss.backward()
     for rank in range(2):
         part = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

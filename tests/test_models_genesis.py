@@ -128,10 +128,11 @@ def test_verdict_speaks_after_the_warm_up_only() -> None:
     task = make_task(2)
     worse = {"restoration_mse": 0.2, "identity_mse": 0.1, "constant_mse": 0.3}
     assert task.verdict(worse) == ""
+    task.after_step(0.2)
+    assert "no better than copying the corrupted input" in task.verdict(worse)
+    assert "(mean squared error 0.2000 against 0.1000)" in task.verdict(worse)
+    assert task.verdict({**worse, "identity_mse": 0.4, "constant_mse": 0.1}) == ""
     task.after_step(0.5)
-    assert "no better than copying the corrupted input (mean squared error 0.2000 against 0.1000)" in task.verdict(
-        worse
-    )
     assert "a constant grey" in task.verdict({**worse, "constant_mse": 0.05})
     assert task.verdict({**worse, "restoration_mse": 0.05}) == ""
 

@@ -200,17 +200,20 @@ class Rows(Sequence[Row]):
         keep = np.ones(self.table.num_rows, bool)
         for name, value in wanted.items():
             if value is not None:
-                keep &= pc.equal(self.table.column(name), value).to_numpy()
+                keep &= self._equal(name, value)
         if labelled is not None:
-            keep &= pc.equal(pc.greater_equal(self.table.column("label"), 0), labelled).to_numpy()
+            keep &= (self.table.column("label").to_numpy() >= 0) == labelled
         places = np.flatnonzero(keep) if self.chosen is None else np.flatnonzero(keep[self.chosen])
         return self.take(places)
+
+    def _equal(self, name: str, value: Any) -> np.ndarray:
+        return pc.call_function("equal", [self.table.column(name), pa.scalar(value)]).to_numpy()
 
     def distinct(self, name: str) -> dict[Any, int]:
         """How many rows have each value of a field, by value."""
         column = self.table.column(name)
         column = column if self.chosen is None else column.take(pa.array(self.chosen))
-        found = pc.value_counts(column).to_pylist()
+        found = column.value_counts().to_pylist()
         return dict(sorted((entry["values"], entry["counts"]) for entry in found))
 
 

@@ -129,8 +129,9 @@ def _open_b2nd(path: Path, verify: bool) -> Any:
     """
     import blosc2
 
+    settings: Any = {"mode": "r", "mmap_mode": "r" if verify else None, "dparams": {"nthreads": 1}}
     try:
-        return blosc2.open(str(path), mode="r", mmap_mode="r" if verify else None, dparams={"nthreads": 1})
+        return blosc2.open(str(path), **settings)
     except (RuntimeError, ValueError, OSError) as error:
         raise Damaged(f"its header cannot be read: {type(error).__name__}") from None
 

@@ -26,7 +26,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         momentum: 1 leaves the teacher as it is.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
-    old, new = [t for t, _ in pairs], [s.detach() for _, s in pairs]
+    old: list[Tensor] = [t for t, _ in pairs]
+    new: list[Tensor] = [s.detach() for _, s in pairs]
     torch._foreach_lerp_(old, new, 1.0 - momentum)
     for held, current in zip(teacher.buffers(), student.buffers(), strict=True):
         held.copy_(cast(Tensor, current))

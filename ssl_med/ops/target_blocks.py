@@ -69,7 +69,6 @@ def draw_blocks(
     target: tuple[Range, Range],
     context: tuple[Range, Range],
     padding: Bool[Tensor, "b n"] | None = None,
-    together: bool = True,
 ) -> Blocks:
     """Target blocks and the context: a larger block without the targets, trimmed to the same number everywhere.
 
@@ -85,7 +84,6 @@ def draw_blocks(
         target: scale and aspect of target blocks, see :func:`block_sides`.
         context: likewise of the context block.
         padding: True for patches that show nothing; they are context only where nothing else is left.
-        together: trim over all processes, which then must all call this.
     """
     hidden = place_blocks(images.child(0), block_sides(step.child(0), grid, *target), grid, count)
     block = place_blocks(images.child(1), block_sides(step.child(1), grid, *context), grid, 1)[:, 0]
@@ -93,7 +91,7 @@ def draw_blocks(
     blank = torch.zeros_like(covered) if padding is None else padding
     seen = block & ~covered & ~blank
     least = seen.sum(1).min().clamp(min=1)
-    sizes = torch.stack([ranks.least(least) if together else least, hidden[0, 0].sum()])
+    sizes = torch.stack([ranks.least(least), hidden[0, 0].sum()])
     visible, width = sizes.tolist()  # the one host sync of a step: shapes of tensors are numbers of the host
     worse = torch.where(seen, 0, 1 + covered.int() + 2 * blank.int())
     order = (worse + images.child(2).uniform(math.prod(grid))).argsort(1)

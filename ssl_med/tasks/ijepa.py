@@ -157,7 +157,7 @@ class IJEPA(PretextTask):
         step = Draws(sample_keys(0, self.step))  # the same on every process, whatever its samples
         target, context = (self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0))
         places = draws_of(view).child(0)
-        return draw_blocks(step, places, grid, self.targets, target, context, padding, self.training)
+        return draw_blocks(step, places, grid, self.targets, target, context, padding)
 
     def _patch(self, view: Batch) -> tuple[int, ...]:
         return self.backbone.embedding(view["image"].ndim - 2).patch
@@ -181,10 +181,9 @@ class IJEPA(PretextTask):
         index = blocks.targets.flatten(1)
         distance = smooth_l1_loss(predicted.float().flatten(1, 2), take(taught, index), reduction="none").mean(-1)
         if padding is None:
-            return ranks.mean(distance.mean()) if self.training else distance.mean()
+            return ranks.mean(distance.mean())
         weight = (~padding.gather(1, index)).float()
-        sums = torch.stack([(distance * weight).sum(), weight.sum()])
-        sums = ranks.total(sums) if self.training else sums
+        sums = ranks.total(torch.stack([(distance * weight).sum(), weight.sum()]))
         return sums[0] / sums[1].clamp(min=1)
 
     def after_step(self, progress: float) -> None:

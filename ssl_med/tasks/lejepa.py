@@ -43,6 +43,7 @@ class LeJEPA(TwoViewTask):
         self.hidden_dim, self.out_dim, self.weight = hidden_dim, out_dim, weight
         self.directions, self.centre_views = directions, centre_views
         self.head = MLPHead([backbone.embed_dim, hidden_dim, hidden_dim, out_dim])
+        self.step: Tensor
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, batch: Batch, progress: float) -> Losses:

@@ -173,7 +173,7 @@ class MAE(PretextTask):
         if self.mask == "block":
             order = block_order(draws, grid).flip(1)
             if padding is not None:
-                order = order.gather(1, padding.gather(1, order).int().argsort(1, stable=True))
+                order = order.gather(1, padding.gather(1, order).int().argsort(dim=1, stable=True))
             return order, order.argsort(1)
         if self.mask == "saliency" and self.saliency is not None:
             weight = patchify(self.saliency(view), self.backbone.patch).mean(-1)

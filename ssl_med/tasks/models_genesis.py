@@ -5,6 +5,7 @@ encoder-decoder restores it. Probabilities and laws are the paper's. US patent 1
 was written from a description, nothing was taken from the authors' code, whose licence is non-commercial.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -30,8 +31,8 @@ from ssl_med.transforms import (
 )
 from ssl_med.types import Batch, Losses
 
-_WARM = 0.1
-"""Share of the training after which a network that is worse than a copy is worth a word."""
+_WARM, _HALF = 0.1, 0.5
+"""Shares of the training after which a network that is worse than a copy, or than one grey, is worth a word."""
 
 
 class Pair(NamedTuple):
@@ -122,14 +123,16 @@ class ModelsGenesis(PretextTask):
         return {"restoration_mse": losses["loss"], **{k: losses[k] for k in ("identity_mse", "constant_mse")}}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the network does worse than no network at all after the warm-up."""
+        """A sentence if the network does worse than a copy after the warm-up, or than one grey after half of the time."""
         restored, copied, constant = (signs[k] for k in ("restoration_mse", "identity_mse", "constant_mse"))
-        if self._progress < _WARM or restored < min(copied, constant):
+        floors = {"copying the corrupted input": copied if self._progress >= _WARM else math.inf}
+        floors["a constant grey"] = constant if self._progress >= _HALF else math.inf
+        what, floor = min(floors.items(), key=lambda pair: pair[1])
+        if restored < floor:
             return ""
-        what = "copying the corrupted input" if copied <= constant else "a constant grey"
         return (
-            f"the restored images are no better than {what} (mean squared error {restored:.4f} against "
-            f"{min(copied, constant):.4f}): nothing is learned yet; train longer, or change lr"
+            f"the restored images are no better than {what} (mean squared error {restored:.4f} against {floor:.4f}): "
+            "nothing is learned yet; train longer, or change lr"
         )
 
     @torch.no_grad()

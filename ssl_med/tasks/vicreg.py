@@ -1,5 +1,7 @@
 """VICReg: agree, keep a variance, do not repeat yourself (Bardes et al., ICLR 2022, arXiv 2105.04906)."""
 
+import torch
+
 from ssl_med.backbones import Backbone
 from ssl_med.ops.joint import vicreg
 from ssl_med.tasks.heads import MLPHead
@@ -38,4 +40,4 @@ class VICReg(TwoViewTask):
         first, second = (self.embed(view) for view in self.views(batch))
         parts = vicreg(first, second)
         weights = {"invariance": self.invariance, "variance": self.variance, "covariance": self.covariance}
-        return {"loss": sum(weights[name] * part for name, part in parts.items()), **parts}
+        return {"loss": torch.stack([weights[name] * part for name, part in parts.items()]).sum(), **parts}

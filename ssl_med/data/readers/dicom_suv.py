@@ -77,15 +77,25 @@ def _scanned(headers: Sequence[Dataset]) -> datetime:
 
 def _injected(isotope: Dataset, header: Dataset) -> datetime:
     if value := isotope.get("RadiopharmaceuticalStartDateTime"):
-        if (moment := DT(str(value))).tzinfo is not None:
+        moment = DT(str(value))
+        if not isinstance(moment, datetime):
+            raise Unreadable("the time of injection is missing")
+        if moment.tzinfo is not None:
             raise Unreadable("the time of injection is in a time zone of its own")
         return moment
     if value := isotope.get("RadiopharmaceuticalStartTime"):
-        return datetime.combine(DA(str(header.SeriesDate)), TM(str(value)))
+        return _joined(str(header.SeriesDate), str(value))
     raise Unreadable("the time of injection is missing")
 
 
 def _moment(header: Dataset, date: str, time: str) -> datetime:
     if not header.get(date) or not header.get(time):
         raise Unreadable(f"{date} or {time} is missing")
-    return datetime.combine(DA(str(header.get(date))), TM(str(header.get(time))))
+    return _joined(str(header.get(date)), str(header.get(time)))
+
+
+def _joined(date: str, time: str) -> datetime:
+    day, hour = DA(date), TM(time)
+    if day is None or hour is None:
+        raise Unreadable("a date or time is empty")
+    return datetime.combine(day, hour)

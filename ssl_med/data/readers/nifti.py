@@ -2,6 +2,7 @@
 
 from math import prod
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
@@ -70,7 +71,8 @@ def restore(array: np.ndarray, source_file: Path, limits: Limits = DEFAULT_LIMIT
     stored = array.transpose()
     if len(source.shape) == 3:
         stored = apply_orientation(stored, ornt_transform(_RAS, orientation))
-    return _with_geometry(np.ascontiguousarray(stored).reshape(_stored_shape(source)), source.header)
+    header = cast(Nifti1Header, source.header)  # restored are NIfTI files only
+    return _with_geometry(np.ascontiguousarray(stored).reshape(_stored_shape(source)), header)
 
 
 def _stored_shape(source: Source) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -93,7 +93,7 @@ class _Grid:
 
     @classmethod
     def of(cls, slide: "TiffSlide", tiling: Tiling) -> "_Grid":
-        mpp = [slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "yx"]
+        mpp: list[Any] = [slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "yx"]
         known = all(isinstance(step, int | float) and 0 < step < float("inf") for step in mpp)
         steps = [float(step) for step in mpp] if known else [1000.0, 1000.0]
         coarser = [max(1.0, tiling.mpp / step) if known else 1.0 for step in steps]
@@ -149,7 +149,8 @@ def tissue(pixels: np.ndarray) -> np.ndarray:
 def _check(slide: "TiffSlide", limits: Limits) -> None:
     """Refuse tiles in the file that are too large to decode, or whose bytes lie beyond its end."""
     size = slide.ts_tifffile.filehandle.size
-    for page in slide.ts_tifffile.pages:
+    pages: Any = slide.ts_tifffile.pages  # a slide's pages are whole ones, not bare frames
+    for page in pages:
         tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         check_shape((page.samplesperpixel, min(tile[0], page.imagelength), tile[1]), 1, limits)
         if len(page.dataoffsets) != prod(page.chunked):  # an absurd size would be searched for tissue for years
@@ -173,8 +174,9 @@ def _opened(path: Path) -> Iterator["TiffSlide"]:
     except ImportError:
         raise UserError('slides are read by tiffslide, which is missing: pip install "ssl_med[slides]"') from None
     with Bounded(path) as file:
+        source: Any = file
         try:
-            slide = tiffslide.TiffSlide(file)
+            slide = tiffslide.TiffSlide(source)
         except tiffslide.TiffFileError:
             raise Unreadable("not a slide that tiffslide understands") from None
         with slide:

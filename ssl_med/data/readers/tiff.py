@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import count
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -128,9 +128,8 @@ def _by_tifffile(stream: BinaryIO, limits: Limits) -> Image:
 
     with tifffile.TiffFile(stream) as file:
         _allowed(len(file.pages))
-        found = [
-            page for page in map(file.pages.__getitem__, range(len(file.pages))) if not page.subfiletype & _REDUCED
-        ]
+        listed: Any = file.pages  # TiffPage or TiffFrame, which know the same of themselves
+        found = [page for page in map(listed.__getitem__, range(len(listed))) if not page.subfiletype & _REDUCED]
         pages = [_page(page, number) for number, page in enumerate(found)]
         _check(pages, found[0].description if found else "", limits)
         arrays = [_decoded(page) for page in found]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def _opened(record: Record) -> Iterator["InputContainer"]:
         raise Unreadable("not a film of type .mp4, .mov or .avi")
     try:
         with path.open("rb") as file, av.open(file, format=name, metadata_errors="ignore") as container:
-            yield container
+            yield cast("InputContainer", container)
     except _BROKEN as error:
         raise Unreadable(f"film is damaged or cut short ({type(error).__name__})") from None
 
