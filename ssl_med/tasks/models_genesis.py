@@ -123,7 +123,7 @@ class ModelsGenesis(PretextTask):
         return {"restoration_mse": losses["loss"], **{k: losses[k] for k in ("identity_mse", "constant_mse")}}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the network does worse than a copy after the warm-up, or than one grey after half of the time."""
+        """A sentence if the network does worse than a copy after the warm-up, or than one grey after half the time."""
         restored, copied, constant = (signs[k] for k in ("restoration_mse", "identity_mse", "constant_mse"))
         floors = {"copying the corrupted input": copied if self._progress >= _WARM else math.inf}
         floors["a constant grey"] = constant if self._progress >= _HALF else math.inf

@@ -23,6 +23,12 @@ SMALL: dict[str, dict] = {  # arguments that make a task small; one that is not 
     "BarlowTwins": {"out_dim": 16},
     "DINO": {"prototypes": 32, "hidden_dim": 24, "momentum": 0.9},
     "IJEPA": {"predictor_dim": 24, "predictor_depth": 1},
+    "Hybrid": {
+        "parts": {
+            "contrast": {"class_path": "ssl_med.tasks.SimCLR", "init_args": {"hidden_dim": 16, "temperature": 0.5}},
+            "variance": {"class_path": "ssl_med.tasks.VICReg", "init_args": {"out_dim": 16}},
+        }
+    },
     "LeJEPA": {"hidden_dim": 16, "out_dim": 8, "directions": 16},
     "MAE": {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2},
     "MoCoV3": {"hidden_dim": 16, "out_dim": 8, "temperature": 1.0},
@@ -60,8 +66,8 @@ def cases(kind: type) -> list:
     return [
         pytest.param(task, name, space, id=f"{task.__name__}-{name}-{label}")
         for task in concrete(kind)
-        for name in backbones(task)
-        for label, space in SPACES.items()
+        for label, name in (("2d", backbones(task)[0]), ("3d", backbones(task)[-1]))
+        for space in [SPACES[label]]
     ]
 
 
