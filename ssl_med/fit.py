@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -254,12 +255,13 @@ def export_task(task: Task, module: StoreData, folder: Path, facts: dict[str, An
 
 def input_facts(module: StoreData) -> dict[str, Any]:
     """What an image must look like to be understood: axes, channels, crop, intensity rule, spacing seen in training."""
-    spacing = torch.tensor([row.spacing for row in module.rows("train")]).median(0).values.tolist()
+    spacing = module.spacing or np.quantile(module.rows("train").lengths("spacing"), 0.5, 0, method="lower").tolist()
     return {
         "spatial_dims": module.store.spatial_dims,
         "channels": module.channels,
         "crop": module.crop,
         "intensity": module.intensity,
         "median_spacing_mm": [round(s, 4) for s in spacing],
+        "fixed_spacing_mm": module.spacing,
         "class_names": module.store.class_names,
     }

@@ -19,6 +19,13 @@ def test_teacher_begins_equal_and_takes_no_gradient() -> None:
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
+def test_a_teacher_drops_nothing(tiny_vit) -> None:
+    student = tiny_vit(2, drop_path=0.5).train()
+    teacher, image = teacher_of(student), torch.randn(4, 1, 16, 16)
+    assert torch.equal(teacher(image).pooled, teacher(image).pooled)
+    assert not torch.equal(student(image).pooled, student(image).pooled)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_follow_is_a_moving_average(momentum: float) -> None:
     student = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))

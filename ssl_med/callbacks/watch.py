@@ -208,9 +208,10 @@ class Probes(Watch):
 def labelled_view(data: StoreData) -> StoreData | None:
     """The same store as labelled data, if it has labels in training and in validation."""
     for target in ("label", "mask"):
-        rows = [r for r in data.store.rows if (r.has_mask if target == "mask" else r.label >= 0)]
-        if {"train", "val"} <= {row.split for row in rows}:
-            return StoreData(data.folder, data.crop, data.batch_size, data.intensity, target, seed=data.seed)
+        rows = data.store.rows.where(has_mask=True) if target == "mask" else data.store.rows.where(labelled=True)
+        if {"train", "val"} <= set(rows.distinct("split")):
+            settings = {"targets": target, "seed": data.seed, "crop_mm": data.crop_mm}
+            return StoreData(data.folder, data.crop, data.batch_size, data.intensity, **settings)
     return None
 
 

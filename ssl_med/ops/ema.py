@@ -10,8 +10,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def teacher_of(student: Module) -> Module:
-    """A copy with the student's weights that gradients never reach."""
+    """A copy with the student's weights that gradients never reach, without stochastic depth and dropout."""
     teacher = copy.deepcopy(student)
+    for module in teacher.modules():
+        for name in ("drop_prob", "p"):  # of DropPath and Dropout; set, since a teacher follows its task into training
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     return cast(Module, teacher.requires_grad_(False))
 
 

@@ -113,7 +113,7 @@ class DINO(PretextTask):
         self.centre = centring_of(centring, self.prototypes, centre_momentum)
         self.masked = self._masked() if ibot else None
         self.patch_head = self._head() if ibot and ibot_head else None
-        self.teacher = still(teacher_of(self._student()))
+        self.teacher = teacher_of(self._student())
         self._temperature, self._progress = teacher_temp, 0.0  # of the last step, for the vital signs
 
     def _check(self, backbone: Backbone, token: bool) -> None:
@@ -285,15 +285,6 @@ class DINO(PretextTask):
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's; the heads count as last."""
         return self.backbone.layers()
-
-
-def still(teacher: nn.ModuleDict) -> nn.ModuleDict:
-    """The teacher without stochastic depth and dropout, in training mode too."""
-    for module in teacher.modules():
-        for name in ("drop_prob", "p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    return teacher
 
 
 def join(views: list[Batch]) -> Batch:

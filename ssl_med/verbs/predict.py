@@ -28,6 +28,11 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     from ssl_med.exports import load_task, read_card
 
     card, task = read_card(model), load_task(str(model)).to(best_device())
+    if fixed := card["input"].get("fixed_spacing_mm"):
+        raise UserError(
+            f"{model} was trained at {fixed} mm per voxel (data.crop_mm), and predict keeps the spacing of each image: "
+            "fine-tune without crop_mm on a store made with `ssl-med prepare --spacing`"
+        )
     data, out = Path(data), Path(out)
     records = list(find_images(data)) if data.exists() else []
     if not records:
