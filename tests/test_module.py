@@ -1,7 +1,7 @@
 """The data module: weights, targets of every kind, settings as plain data, and how long training waits for it."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -12,7 +12,7 @@ from stores import pictures, store_of, volumes
 from ssl_med.callbacks.waiting import Waiting
 from ssl_med.data import module as module_file
 from ssl_med.data.module import StoreData
-from ssl_med.data.rows import Row, Rows
+from ssl_med.data.rows import Rows
 from ssl_med.errors import UserError
 
 
@@ -56,14 +56,6 @@ def test_crops_of_an_image_follow_each_other_closely(store):
     assert sorted(Counter(first).values()) == [4, 4]
 
 
-@dataclass(frozen=True)
-class Targeted(Row):
-    """A row with the optional columns."""
-
-    labels: list[int] = field(default_factory=list)
-    boxes: list[float] = field(default_factory=list)
-
-
 def test_findings_and_boxes_are_read_where_there_are_any(tmp_path, monkeypatch):
     store = store_of(pictures(tmp_path / "in", 10), tmp_path / "store")
     first, second = (row.id for row in store.rows.where(split="train")[:2])
@@ -71,8 +63,8 @@ def test_findings_and_boxes_are_read_where_there_are_any(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Rows,
         "__getitem__",
-        lambda self, n: Targeted(
-            **vars(row := plain(self, n)), labels=[1, 0, -1] if n % 2 else [-1] * 3, boxes=boxes.get(row.id, [])
+        lambda self, n: replace(
+            row := plain(self, n), labels=[1, 0, -1] if n % 2 else [-1] * 3, boxes=boxes.get(row.id, [])
         ),
     )
     monkeypatch.setattr(Rows, "__iter__", lambda self: (self[n] for n in range(len(self))))

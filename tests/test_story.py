@@ -139,7 +139,8 @@ def test_volumes_with_masks(tmp_path, capsys):
     volumes(tmp_path / "scans", 10)
     run("inspect", tmp_path / "scans")
     said = " ".join(capsys.readouterr().out.split())
-    assert "images 10, usable 10, patients 5" in said
+    assert "images 10, usable 10, voxels read of 10" in said
+    assert "patients 5" in said
     assert "masks 10" in said
     run("prepare", tmp_path / "scans", "--out", tmp_path / "store")
     store = Store(tmp_path / "store")

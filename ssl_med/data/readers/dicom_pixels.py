@@ -58,7 +58,7 @@ def values_of(
     wanted = {index: int(place) for index, place in zip(indices, np.argsort(order), strict=True)}
     rescales = {planes[index].rescale for index in indices}
     stored = rescales == {(1.0, 0.0)}
-    whole = all(number.is_integer() for rescale in rescales for number in rescale)
+    whole = all(float(number).is_integer() for rescale in rescales for number in rescale)
     volume, number = np.empty(0), -1
     for number, frame in enumerate(_frames(files, headers)):
         if number not in wanted:
