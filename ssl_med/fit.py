@@ -17,6 +17,7 @@ from ssl_med.backbones import Backbone
 from ssl_med.callbacks import AtomicCheckpointIO, newest_whole, remove_leftovers
 from ssl_med.callbacks.settings import Watching
 from ssl_med.config import RESERVED, Config
+from ssl_med.data.manifest import LOCK, fingerprint, read_lock
 from ssl_med.data.module import StoreData
 from ssl_med.errors import UserError
 from ssl_med.exports import export
@@ -96,7 +97,7 @@ def fit(
                 LOG.info("task.%s = %s: %s", name, choice.value, choice.reason)
             module.ledger = folder.path / LEDGER
             if folder.leads:
-                module.store.lock(folder.path, module.rows("train"))
+                lock_data(module, folder.path)
             _train(kind, built, module, resolved, folder)
             if folder.leads:
                 report(folder.path)
@@ -105,12 +106,29 @@ def fit(
     return folder.path
 
 
+def lock_data(module: StoreData, folder: Path) -> None:
+    """Write which images a run uses; a run that goes on must find the same ones.
+
+    Raises:
+        UserError: the store has been prepared again with other images since the run began.
+    """
+    rows = module.rows("train")
+    if not (folder / LOCK).is_file():
+        module.store.lock(folder, rows)
+    elif read_lock(folder / LOCK)[1]["fingerprint"] != fingerprint(rows):
+        raise UserError(
+            f"{module.folder} has other training images than when the run in {folder} began, so positions in the order "
+            "mean other images now; begin anew with --overwrite, or give another --out"
+        )
+
+
 def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
     """Fill the task's settings that were left open, in place; returns them with their reasons."""
     place = resolved["task"]
     arguments = place["init_args"]
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
-    plan = Plan(len(module.rows("train")), module.batch_size * parts, resolved["trainer"]["max_steps"])
+    size, steps = module.batch_size, resolved["trainer"]["max_steps"]
+    plan = Plan(len(module.rows("train")), size * parts, steps, forward_size=size)
     offered = locate(place["class_path"], "task").choose(arguments, plan)
     chosen = {}
     for name, choice in offered.items():
@@ -165,6 +183,8 @@ def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: R
         stopped = trainer.global_step < trainer.max_steps  # Ctrl+C, once the step was done and saved
     except SystemExit:  # how Lightning answers a Ctrl+C at once
         stopped = True
+    except UserError as error:  # one from a loader process comes with the traceback of that process around it
+        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
     if stopped:
         folder.write_state(status="stopped", step=trainer.global_step)
         raise KeyboardInterrupt
@@ -263,5 +283,6 @@ def input_facts(module: StoreData) -> dict[str, Any]:
         "intensity": module.intensity,
         "median_spacing_mm": [round(s, 4) for s in spacing],
         "fixed_spacing_mm": module.spacing,
+        "prepared": {name: module.store.facts.get(name) for name in ("spacing", "orientation")},
         "class_names": module.store.class_names,
     }

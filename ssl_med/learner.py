@@ -51,9 +51,9 @@ class Learner(pl.LightningModule):
         return self.trainer.global_step / self.trainer.max_steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Groups by layer and decay."""
+        """Groups by layer and decay; not fused with float16, whose gradients are unscaled before they are clipped."""
         groups = parameter_groups(self.task, self.task.layers(), self.weight_decay, self.layer_decay)
-        return adamw(groups, self.lr, self.betas)
+        return adamw(groups, self.lr, self.betas, fused=self.trainer.precision != "16-mixed")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One forward pass; dropout and the like are seeded by the step, so that a resumed run repeats it."""

@@ -32,9 +32,17 @@ def parameter_groups(
     return [{"params": ps, "scale": scale, "weight_decay": wd} for (scale, wd), ps in groups.items()]
 
 
-def adamw(groups: list[dict], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv 1711.05101): one pass over the parameters instead of a dozen."""
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+def adamw(groups: list[dict], lr: float, betas: tuple[float, float], fused: bool = True) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101).
+
+    Args:
+        groups: see :func:`parameter_groups`.
+        lr: learning rate.
+        betas: decay of the moments.
+        fused: one pass over the parameters instead of a dozen. A fused step also undoes the scaling of float16
+            gradients, so that they are still scaled when they are clipped.
+    """
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ def test_view_loss_is_lightlys() -> None:
         expected = theirs(list(teacher), list(student), teacher_temp=0.05)
         targets = centre(teacher.flatten(0, 1), 0.05).view_as(teacher)
         torch.testing.assert_close(view_distillation(targets, student, 0.1), expected, rtol=1e-6, atol=1e-6)
-        centre.update(teacher.flatten(0, 1))
+        centre.collect(teacher.flatten(0, 1))
+        centre.move()
         torch.testing.assert_close(centre.value, theirs.center.flatten(), rtol=1e-6, atol=1e-6)
 
 
@@ -82,12 +83,29 @@ def test_patch_loss_is_lightlys() -> None:
 
 def test_centre_moves_by_a_tenth_of_the_batch_mean() -> None:
     centre, logits = Centre(5), randn(6, 5)
-    centre.update(logits)
+    centre.collect(logits)
+    assert centre.value.abs().max() == 0  # not before the step
+    centre.move()
     torch.testing.assert_close(centre.value, 0.1 * logits.mean(0))
     weight = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 1.0])
     before = centre.value.clone()
-    centre.update(logits, weight)
+    centre.collect(logits, weight)
+    centre.move()
     torch.testing.assert_close(centre.value, 0.9 * before + 0.1 * logits[[0, 1, 5]].mean(0))
+
+
+def test_centre_moves_once_for_several_batches_of_a_step() -> None:
+    parts, whole, logits = Centre(5), Centre(5), randn(9, 5)
+    for rows in logits.split([4, 5]):
+        parts.collect(rows)
+    parts.move()
+    whole.collect(logits)
+    whole.move()
+    torch.testing.assert_close(parts.value, whole.value)
+    before = parts.value.clone()
+    parts.move()  # nothing is left of the last step
+    assert torch.equal(parts.value, before)
+    assert parts.state_dict().keys() == {"value"}
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
@@ -113,6 +131,19 @@ def test_koleo_is_lightlys() -> None:
         torch.testing.assert_close(koleo(rows), KoLeoLoss()(rows), rtol=1e-6, atol=1e-6)
     with pytest.raises(UserError, match="two or more"):
         koleo(randn(1, 4))
+
+
+def test_koleo_is_the_same_under_autocast() -> None:
+    """Rows so near to each other that bfloat16 confuses their neighbours."""
+    found = []
+    for enabled in (False, True):
+        rows = (1 + 0.05 * randn(64, 32)).requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = koleo(rows)
+        loss.backward()
+        found.append((loss.detach(), rows.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_teacher_signs_know_both_collapses() -> None:
@@ -160,7 +191,8 @@ def test_blocks_are_blocks() -> None:
 
 def _results(rows: torch.Tensor) -> dict[str, torch.Tensor]:
     centre = Centre(rows.shape[1])
-    centre.update(rows)
+    centre.collect(rows)
+    centre.move()
     return {"centre": centre.value, "sinkhorn": sinkhorn(rows, 0.3), "koleo": koleo(rows)}
 
 

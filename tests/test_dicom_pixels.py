@@ -1,5 +1,6 @@
 """Pixels of DICOM files: compressed, deflated, truncated, mislabelled, mutated."""
 
+import signal
 import subprocess
 import sys
 import zlib
@@ -102,6 +103,31 @@ def test_a_decoder_that_crashes_is_a_refused_image(tmp_path):
     broken = data[: start + 2] + b"\xff\xc3\x00\x0b\xd9" + data[start + 7 :]
     with pytest.raises(Unreadable, match="pixels"):
         read(record(written(tmp_path / "a.dcm", broken)))
+
+
+CONFINED = """
+import sys
+import numpy as np
+from ssl_med.data.readers import dicom_apart
+def busy(*_):
+    while sys.argv[1] == "time":
+        pass
+    yield np.empty(dicom_apart._BYTES, np.uint8)
+dicom_apart.decoded, dicom_apart._SECONDS = busy, 5
+dicom_apart.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "told"), [("time", -signal.SIGXCPU, b""), ("memory", 0, b"rpixels need more")]
+)
+def test_a_decoder_apart_ends_when_it_takes_too_long_or_too_much(tmp_path, what, code, told):
+    path = saved(tmp_path / "a.dcm", dicom_slice(0, PIXELS[0]))
+    ended = subprocess.run(
+        [sys.executable, "-c", CONFINED, what], input=bytes(path), capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.startswith(told)
 
 
 # --- deflated

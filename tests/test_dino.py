@@ -155,7 +155,23 @@ def test_centre_moves_in_training_and_stays_in_evaluation(make_batch) -> None:
         joined = join(task.views(batch)[:2])
         logits = task._teach(joined)[1]
     task.train()(batch, 0.5)
+    assert task.centre.value.abs().max() == 0
+    task.after_step(0.5)
     torch.testing.assert_close(task.centre.value, 0.1 * logits.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_centres_move_once_in_a_step_of_several_batches(make_batch) -> None:
+    task, batch = tiny(ibot=1.0).train(), make_batch((16, 24))
+    for _ in range(3):  # the same batch: the mean stays
+        task(batch, 0.5)
+    task.after_step(0.5)
+    thrice = [centre.value.clone() for centre in (task.centre, task.masked.centring)]
+    task = tiny(ibot=1.0).train()
+    task(batch, 0.5)
+    task.after_step(0.5)
+    for found, centre in zip(thrice, (task.centre, task.masked.centring), strict=True):
+        assert centre.value.abs().max() > 0
+        torch.testing.assert_close(found, centre.value)
 
 
 # ---- features
@@ -277,6 +293,7 @@ def test_choices_fit_the_data(images: int) -> None:
     few = DINO.choose({"centring": "sinkhorn"}, Plan(1_300_000, 16, 100))["prototypes"]
     assert few.value == 1024
     assert "Sinkhorn" in few.reason
+    assert DINO.choose({"centring": "sinkhorn"}, Plan(1_300_000, 64, 100, forward_size=16))["prototypes"] == few
 
 
 def test_verdicts() -> None:

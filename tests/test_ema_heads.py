@@ -29,16 +29,23 @@ def test_a_teacher_drops_nothing(tiny_vit) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_follow_is_a_moving_average(momentum: float) -> None:
     student = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    student.register_buffer("table", torch.zeros(3))
     teacher = teacher_of(student)
     with torch.no_grad():
         for p in student.parameters():
             p.add_(torch.randn_like(p))
     before = [p.clone() for p in teacher.parameters()]
     student(torch.randn(8, 3))
+    teacher(torch.randn(8, 3))
+    student.table.add_(1.0)
+    statistics = {name: value.clone() for name, value in teacher[1].named_buffers()}
     follow(teacher, student, momentum)
     for held, old, new in zip(teacher.parameters(), before, student.parameters(), strict=True):
         torch.testing.assert_close(held, momentum * old + (1 - momentum) * new.detach())
-    assert torch.equal(teacher[1].running_mean, student[1].running_mean)
+    assert torch.equal(teacher.table, student.table)
+    for name, value in statistics.items():  # the teacher's own
+        assert torch.equal(getattr(teacher[1], name), value)
+    assert not torch.equal(teacher[1].running_mean, student[1].running_mean)
 
 
 def test_batch_norm_is_torchs_on_one_process() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -9,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from stores import pictures, store_of
 
-from ssl_med.callbacks.watch import Health, judge_features
+from ssl_med.callbacks.watch import Health, Pictures, judge_features
 from ssl_med.data.module import StoreData
+from ssl_med.data.record import BURNED_IN
+from ssl_med.errors import UserError
 from ssl_med.tasks import SimCLR
 
 HEALTHY = {"feature_spread": 0.8, "effective_rank": 12.0}
@@ -64,3 +68,50 @@ def test_the_tasks_own_signs_are_logged_and_its_collapse_said_once(trainer, tiny
     assert all(set(line) == {f"health/{name}" for name in names} for line in metrics)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("step 1: the embedding is nearly the same for all images")
+
+
+@pytest.mark.parametrize(("batch_size", "samples", "judged"), [(1, 32, 8), (4, 6, 6), (12, 32, 12), (64, 16, 16)])
+def test_a_small_batch_is_not_judged_by_itself(trainer, tiny_vit, batch_size, samples, judged) -> None:
+    trainer.datamodule.batch_size = batch_size
+    task, seen = SimCLR(tiny_vit(2), hidden_dim=8, out_dim=4).eval(), []
+    task.vital_signs = lambda batch: seen.append({name: len(value) for name, value in batch.items()}) or {}
+    with torch.no_grad():
+        Health(samples=samples).look(trainer, task)
+    assert set(seen[0].values()) == {judged}
+
+
+def test_one_image_is_not_judged(tiny_vit) -> None:
+    with pytest.raises(UserError, match="2 or more, got 1"):
+        Health(samples=1)
+    assert SimCLR(tiny_vit(2), hidden_dim=8, out_dim=4).verdict({"embedding_spread": math.nan}) == ""
+
+
+def _flag(data: StoreData, monkeypatch: pytest.MonkeyPatch, flagged: Callable[[int], bool]) -> list[str]:
+    """Mark rows as having text burned in; gives the ids of the others in the order of the training."""
+    dataset = data.crops()
+    rows = [replace(row, warnings=[BURNED_IN] if flagged(n) else ["other"]) for n, row in enumerate(dataset.rows)]
+    dataset.rows = rows
+    monkeypatch.setattr(data, "crops", lambda: dataset)
+    order = [rows[dataset.order(position)] for position in range(len(rows))]
+    return [row.id for row in order if BURNED_IN not in row.warnings]
+
+
+def test_images_with_burned_in_text_are_not_drawn(trainer, tmp_path, monkeypatch) -> None:
+    trainer.default_root_dir, seen = tmp_path, []
+    clean = _flag(trainer.datamodule, monkeypatch, lambda number: number % 3 > 0)
+    task = Mock(pictures=lambda batch: seen.append(batch["id"]) or {"input": batch["image"]})
+    Pictures(samples=3).look(trainer, task)
+    assert list(seen[0]) == clean[:3]
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["pictures_step=0000000.png"]
+
+
+def test_without_a_clean_image_nothing_is_drawn_and_that_is_said_once(trainer, tmp_path, monkeypatch, caplog) -> None:
+    trainer.default_root_dir, task, pictures = tmp_path, Mock(), Pictures()
+    assert _flag(trainer.datamodule, monkeypatch, lambda number: True) == []
+    with caplog.at_level(logging.INFO, "ssl_med"):
+        pictures.look(trainer, task)
+        pictures.look(trainer, task)
+    task.pictures.assert_not_called()
+    assert len(caplog.messages) == 1
+    assert "text burned in" in caplog.messages[0]
+    assert not (tmp_path / "plots").exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import PIXELS, multiframe, saved
+from image_files import record as record_of
 from pydicom.data import get_testdata_file
 from test_index import medmnist, picture, scan
 
@@ -220,3 +222,11 @@ def test_counts_have_a_bound():
     for word in ("b", "10", "9", "c", "d", "b"):
         counts.add("x", word)
     assert counts.facts("x") == {"9": 1, "10": 1, "b": 2, "other": 2}
+
+
+def test_an_ultrasound_film_is_as_long_as_its_frames(tmp_path):
+    film = record_of(saved(tmp_path / "a.dcm", multiframe(None, Modality="US")))
+    header, image = peek(film), read(film)
+    assert header is not None
+    assert header.shape == image.array.shape[1:] == PIXELS.shape
+    assert (header.spacing, header.modality) == (image.spacing, "US")

@@ -11,8 +11,10 @@ from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, VICRegLoss
 from lightly.loss.lejepa_loss import SIGReg
 
 from ssl_med.ops.joint import barlow_twins, cosine_distance, sigreg, vicreg
+from ssl_med.ops.random import sample_keys
 from ssl_med.tasks import BYOL, BarlowTwins, LeJEPA, Plan, SimCLR, VICReg
 from ssl_med.tasks.byol import teacher_memory
+from ssl_med.transforms import ColourJitter, Flip, GaussianBlur, GaussianNoise, Grayscale, RandomResizedCrop
 
 
 @pytest.fixture
@@ -96,6 +98,18 @@ def test_two_processes_equal_one(pair, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), whole.grad, atol=1e-5, rtol=1e-5)
 
 
+def test_the_losses_are_the_same_under_autocast(pair) -> None:
+    directions, found = torch.nn.functional.normalize(torch.randn(6, 16), dim=0), []
+    for enabled in (False, True):
+        x, y = (part.clone().requires_grad_(True) for part in pair)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = _all_losses(x, y, directions)
+        loss.backward()
+        found.append((loss.detach(), x.grad, y.grad))
+    for full, mixed in zip(*found, strict=True):
+        assert torch.equal(full, mixed)
+
+
 def test_the_teacher_of_byol_starts_equal_and_follows(tiny_vit, make_batch) -> None:
     task, batch = BYOL(tiny_vit(2), hidden_dim=16, out_dim=8, momentum=0.5), make_batch((16, 16))
     backbone, teacher = task.backbone.norm.weight, task.teacher_backbone.norm.weight
@@ -117,6 +131,18 @@ def test_the_teacher_remembers_a_twentieth_of_a_short_training(steps: int, momen
     assert choice.reason
 
 
+@pytest.mark.parametrize(("spatial_dims", "channels"), [(2, 1), (2, 2), (3, 1), (3, 3)])
+def test_default_views_keep_hounsfield_units(tiny_vit, spatial_dims: int, channels: int) -> None:
+    views = VICReg(tiny_vit(spatial_dims, in_channels=channels)).views
+    for steps in (views.transforms, views.second):
+        assert [type(step) for step in steps] == [RandomResizedCrop, Flip, GaussianBlur, GaussianNoise]
+
+
+def test_default_views_of_rgb_pictures_change_colours(tiny_vit) -> None:
+    kinds = [type(step) for step in VICReg(tiny_vit(2, in_channels=3)).views.transforms]
+    assert kinds == [RandomResizedCrop, Flip, ColourJitter, Grayscale, GaussianBlur]
+
+
 def test_simclr_at_the_beginning_is_near_chance(tiny_vit, make_batch) -> None:
     torch.manual_seed(0)
     task = SimCLR(tiny_vit(2), temperature=10.0)  # so flat that the similarities do not matter
@@ -125,6 +151,9 @@ def test_simclr_at_the_beginning_is_near_chance(tiny_vit, make_batch) -> None:
     assert losses["loss_over_chance"].item() == pytest.approx(1.0, rel=0.03)
     assert SimCLR.choose({}, Plan(100, 64, 10))["temperature"].value == 0.5
     assert SimCLR.choose({}, Plan(100, 4096, 10))["temperature"].value == 0.1
+    parts = SimCLR.choose({}, Plan(100, 4096, 10, forward_size=64))["temperature"]  # only 64 are contrasted at once
+    assert parts.value == 0.5
+    assert parts.reason.startswith("64 images")
 
 
 @pytest.mark.parametrize("cls", [VICReg, BarlowTwins])
@@ -141,8 +170,12 @@ def test_lejepa_looks_along_new_directions_each_step(tiny_vit, make_batch) -> No
     task, batch = LeJEPA(tiny_vit(2), hidden_dim=16, out_dim=8, directions=4), make_batch((16, 16), 8)
     first, again = task(batch, 0.0)["gaussian"], task(batch, 0.0)["gaussian"]
     assert torch.equal(first, again)
-    task.after_step(0.0)
-    assert not torch.equal(first, task(batch, 0.0)["gaussian"])
+    found = [task._directions({**batch, "key": sample_keys(seed, torch.arange(8))}, 8) for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])  # the run's seed counts
+    later = sample_keys(0, torch.arange(8, 16))
+    assert not torch.equal(found[0], task._directions({**batch, "key": later}, 8))
+    torch.testing.assert_close(found[0].norm(dim=0), torch.ones(4))
 
 
 def test_a_constant_embedding_is_called_collapsed(tiny_vit, make_batch) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dicom_files import PIXELS, at, dicom_slice, multiframe, saved, saved_all
 from PIL import Image as Pillow
 
 from ssl_med.cli import main
 from ssl_med.data.index import describe_layout, find_images
+from ssl_med.data.layouts import expand
 from ssl_med.data.layouts.classes import looks_like_a_patient
 from ssl_med.data.layouts.masks import masks_beside
 from ssl_med.data.readers import READERS, read, read_mask
@@ -405,3 +407,36 @@ def test_numbered_pictures_are_no_clip(tmp_path):
         picture(pictures / f"{number:03d}.png", number)
     assert len(found(pictures)) == 12
     assert len(found(pictures, layout="frames")) == 1
+
+
+# --- files outside the folder, and DICOM files
+
+
+def test_files_outside_the_folder_keep_their_whole_path(tmp_path):
+    files = [picture(tmp_path / place / "a.png") for place in ("one", "two")]
+    table = tmp_path / "in" / "table.csv"
+    table.parent.mkdir()
+    table.write_text("\n".join(["file", *map(str, files)]))
+    assert list(found(table.parent, manifest=table)) == [file.as_posix() for file in files]
+
+
+def test_a_table_that_names_dicom_files_leaves_patient_and_study_to_their_headers(tmp_path):
+    (tmp_path / "series").mkdir()
+    saved_all(tmp_path / "series", [dicom_slice(n, PIXELS[n]) for n in range(3)])
+    saved(tmp_path / "one.dcm", dicom_slice(0, PIXELS[0], PatientID="P8"))
+    frames = [at(z, FrameContentSequence={"StackID": stack}) for z, stack in ((0, "1"), (1, "1"), (0, "2"), (1, "2"))]
+    saved(tmp_path / "two.dcm", multiframe(frames, PIXELS[:4], PatientID="P9"))
+    (tmp_path / "table.csv").write_text("file,patient\none.dcm,\nseries,\ntwo.dcm,Q\n")
+    records = found(tmp_path)
+    assert {name: (r.patient, r.study, r.modality) for name, r in records.items()} == {
+        "one.dcm": ("P8", "1.1", "CT"),
+        "series": ("P7", "1.1", "CT"),
+        "two.dcm#0": ("Q", "1.1", "CT"),
+        "two.dcm#1": ("Q", "1.1", "CT"),
+    }
+
+
+def test_a_flat_folder_of_many_dicom_files_is_one_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(expand, "GROUPED_TOGETHER", 2)
+    saved_all(tmp_path, [dicom_slice(n, PIXELS[n]) for n in range(4)])
+    assert [len(record.files) for record in find_images(tmp_path)] == [4]

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,15 @@ import pytest
 import torch
 from references.mae import mae_loss
 from torch import nn
+from two_processes import check_two_equal_one
 
+from ssl_med.backbones import UNetEncoder, ViT
 from ssl_med.errors import UserError
 from ssl_med.ops.patches import patchify, take, unpatchify
-from ssl_med.tasks import MAE
+from ssl_med.ops.random import sample_keys
+from ssl_med.tasks import MAE, MaskedConv, SimMIM
 from ssl_med.tasks.mae import Hidden, MAEDecoder, patch_moments
+from ssl_med.transforms import SingleView
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 SPACES = {"2d": (8, 12), "3d": (8, 4, 12)}
@@ -259,3 +264,26 @@ def test_first_losses_are_the_recorded_ones(tiny_mae, make_batch, space) -> None
 def test_a_crop_of_one_patch_is_refused(tiny_vit, make_batch):
     with pytest.raises(UserError, match="MAE hides nothing: 1 patches"):
         MAE(tiny_vit(2), decoder_dim=16, decoder_depth=1, decoder_heads=2)(make_batch((4, 4)), 0.0)
+
+
+# ---- two processes equal one
+
+
+def shared(cls: type) -> tuple[nn.Module, dict]:
+    """A masked-image task and four images of which the last two are padding for the most part."""
+    torch.manual_seed(0)
+    image = torch.randn(4, 1, 16, 16)
+    batch = padded({"image": image, "key": sample_keys(0, torch.arange(4))})
+    batch["valid"][2:, ..., 5:] = False
+    image[0] = 0.5  # constant patches on one of the processes only
+    if cls is MaskedConv:
+        return MaskedConv(UNetEncoder(2, 1, (8, 16), blocks=1), SingleView([]), mask_block=4, widths=(8, 8)), batch
+    vit = ViT(2, 4, embed_dim=24, depth=1, heads=2, taps=1)
+    if cls is SimMIM:
+        return SimMIM(vit, SingleView([]), mask_block=4), batch
+    return MAE(vit, mask_ratio=0.5, decoder_dim=16, decoder_depth=1, decoder_heads=2), batch
+
+
+@pytest.mark.parametrize("cls", [MAE, SimMIM, MaskedConv])
+def test_two_processes_equal_one_on_padded_images(cls: type, tmp_path: Path) -> None:
+    check_two_equal_one(partial(shared, cls), tmp_path)

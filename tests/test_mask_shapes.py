@@ -7,7 +7,7 @@ import torch
 
 from ssl_med.backbones import UNetEncoder
 from ssl_med.errors import UserError
-from ssl_med.ops.masking import hidden_blocks, tube_order, weighted_order
+from ssl_med.ops.masking import hidden_blocks, tissue_order, tube_order, weighted_order
 from ssl_med.ops.random import Draws, sample_keys
 from ssl_med.tasks import MAE, MaskedConv, SimMIM
 
@@ -75,14 +75,29 @@ def test_patches_of_weight_zero_are_hidden_last_but_before_nothing_else_is_left(
     assert set(order[0, :2].tolist()) == {2, 4}
 
 
-def test_foreground_patches_are_hidden_before_background(tiny_vit, make_batch) -> None:
-    task = MAE(tiny_vit(2), mask="foreground", mask_ratio=0.2, decoder_dim=24, decoder_depth=1, decoder_heads=2)
+@pytest.mark.parametrize(
+    ("tissue", "ratio", "shown"),
+    [(16, 0.75, 4), (32, 0.2, 26), (0, 0.75, 0), (56, 0.2, 45), (63, 0.75, 16), (5, 0.5, 3), (60, 0.5, 30)],
+)
+def test_the_share_of_the_tissue_is_hidden_and_no_more(tiny_vit, make_batch, tissue, ratio, shown) -> None:
+    task = MAE(tiny_vit(2), mask="foreground", mask_ratio=ratio, decoder_dim=24, decoder_depth=1, decoder_heads=2)
     batch = make_batch((32, 32))
-    batch["image"] = torch.zeros_like(batch["image"])
-    batch["image"][:, :, :16] = 1.0  # the upper half is tissue
-    unseen = task.hide(batch).unseen
-    assert unseen.shape[1] == 13
-    assert (unseen < 32).all()
+    patches = (torch.arange(64) < tissue).float().reshape(8, 8)  # the first are tissue
+    batch["image"] = patches.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(4, 1, 32, 32)
+    hidden = task.hide(batch)
+    assert hidden.unseen.shape[1] == 64 - int(64 * (1 - ratio))
+    assert ((hidden.seen < tissue).sum(1) == shown).all()
+    assert len({tuple(row.sort().values.tolist()) for row in hidden.seen}) > 1  # drawn for each image
+
+
+def test_padding_is_hidden_before_tissue_and_air() -> None:
+    tissue = torch.tensor([[True] * 4 + [False] * 4]).expand(50, -1)
+    last = torch.tensor([[True, False] * 4]).expand(50, -1)  # two tokens of tissue and two of air are real
+    order, inverse = tissue_order(draws(50), tissue, 0.5, last)
+    assert torch.equal(order.gather(1, inverse), torch.arange(8).expand(50, -1))
+    groups = [order[:, :1], order[:, 1:3], order[:, 3:4], order[:, 4:]]
+    wanted = [{1, 3}, {5, 7}, {1, 3}, {0, 2, 4, 6}]
+    assert [set(group.flatten().tolist()) for group in groups] == wanted
 
 
 @pytest.mark.parametrize(("space", "block", "cell"), [((16, 32), (8, 8), (4, 4)), ((8, 8, 16), (4, 4, 8), (1, 1, 1))])

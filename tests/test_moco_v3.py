@@ -95,6 +95,9 @@ def test_colour_changes_only_for_colour(tiny_vit: Callable) -> None:
     assert {ColourJitter, Solarize} <= kinds
     kinds = {type(step) for step in MoCoV3(tiny_vit(in_channels=1), hidden_dim=8).views.second}
     assert not {ColourJitter, Solarize} & kinds
+    kinds = {type(step) for step in MoCoV3(tiny_vit(3, in_channels=3), hidden_dim=8).views.second}
+    assert GaussianNoise in kinds  # a volume in three windows has no colours
+    assert not {ColourJitter, Solarize} & kinds
 
 
 def test_settings_are_chosen_with_reasons() -> None:

@@ -1,8 +1,13 @@
+from unittest.mock import Mock
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from ssl_med.learner import Learner
 from ssl_med.optim import adamw, parameter_groups
+from ssl_med.tasks import VICReg
 
 
 def setting(groups: list[dict], parameter: nn.Parameter) -> tuple[float, float]:
@@ -41,6 +46,14 @@ def test_each_trainable_parameter_stands_in_one_group(tiny_vit) -> None:
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in vit.parameters() if p.requires_grad)
     assert len({(g["scale"], g["weight_decay"]) for g in groups}) == len(groups)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("16-mixed", False), ("bf16-mixed", True), ("32-true", True)])
+def test_float16_is_not_fused_so_that_clipping_sees_unscaled_gradients(tiny_vit, precision: str, fused: bool) -> None:
+    learner = Learner(VICReg(tiny_vit(2), out_dim=8))
+    learner.trainer = Mock(spec=pl.Trainer, precision=precision)
+    assert learner.configure_optimizers().defaults["fused"] is fused
+    assert adamw(parameter_groups(nn.Linear(2, 2), [], 0.1), 0.01, (0.9, 0.95), fused=False).defaults["fused"] is False
 
 
 def test_fused_adamw_makes_the_step_of_plain_adamw() -> None:

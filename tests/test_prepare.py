@@ -16,14 +16,17 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from stores import build, picture, save_nifti, store_of, volume, volumes
 
+from ssl_med.data import ingest
 from ssl_med.data.index import find_images
-from ssl_med.data.ingest import keyed
+from ssl_med.data.ingest import content_of, keyed
 from ssl_med.data.likeness import perceptual_hash
 from ssl_med.data.prepare import KILLED as KILLED_TEXT
 from ssl_med.data.prepare import build_store
+from ssl_med.data.record import Record
 from ssl_med.data.settings import Settings
 from ssl_med.data.store import Store, content_hash
 from ssl_med.errors import UserError
+from ssl_med.verbs.prepare import prepare
 
 
 def files_of(store: Path) -> set[str]:
@@ -401,3 +404,56 @@ def test_rows_tell_likeness_and_warnings(tmp_path):
 def test_settings_that_cannot_be_met_are_refused(wrong):
     with pytest.raises((UserError, TypeCheckError)):
         Settings(**wrong).check()
+
+
+def test_two_images_of_one_name_are_refused_by_their_places(tmp_path):
+    first, second = find_images(volumes(tmp_path / "in", 2))
+    with pytest.raises(UserError, match="images 1 and 2 of 2 have the same name") as told:
+        build_store([first, replace(second, name=first.name)], tmp_path / "store", [])
+    assert "case" not in str(told.value)
+
+
+def test_a_file_of_many_rows_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "a.npz", []
+    path.write_bytes(b"rows")
+    real = ingest.hashlib.file_digest
+    monkeypatch.setattr(ingest.hashlib, "file_digest", lambda *given: hashed.append(given) or real(*given))
+    rows = [Record(f"a.npz#{n}", "array", (path,), item=n) for n in range(5)]
+    before = [content_of(row) for row in rows]
+    assert (len(hashed), len(set(before))) == (1, 5)
+    path.write_bytes(b"other rows")
+    assert set(before).isdisjoint(content_of(row) for row in rows)
+
+
+def test_an_image_too_large_for_the_memory_is_told_and_the_others_are_kept(tmp_path, monkeypatch):
+    def read(record):
+        if "case_1" in record.name:
+            raise MemoryError
+        return real(record)
+
+    real = ingest.read
+    monkeypatch.setattr(ingest, "read", read)
+    assert build(volumes(tmp_path / "in", 3), tmp_path / "store")["images"] == 2
+    assert quarantine(tmp_path / "store") == {"case_1.nii.gz": "not enough memory to read it"}
+
+
+def test_labels_that_come_after_a_first_prepare_are_dealt(tmp_path):
+    source, labels = tmp_path / "in", "label\n" + "".join(f"images/case_{n}.nii.gz,{n % 2}\n" for n in range(10))
+    volumes(source, 10, masks=False)
+    (source / "manifest.csv").write_text("image," + "x\n" + labels.partition("\n")[2])
+    assert set(store_of(source, tmp_path / "store").rows.column("split")) == {"train"}
+    (source / "manifest.csv").write_text("image," + labels)
+    dealt = store_of(source, tmp_path / "store").rows.column("split").tolist()
+    assert (dealt.count("test"), dealt.count("val")) == (2, 1)
+    assert store_of(source, tmp_path / "store").rows.column("split").tolist() == dealt
+
+
+def test_what_is_written_already_needs_no_room(tmp_path, monkeypatch, capsys):
+    source, out = volumes(tmp_path / "in", 2), tmp_path / "store"
+    build(source, out)
+    written = sum((out / name).stat().st_size for name in files_of(out))
+    monkeypatch.setattr("ssl_med.data.prepare.disk_estimate", lambda *_: (written + 10, 10))
+    assert prepare(source, out)["images"] == 2
+    shutil.rmtree(out / "images")
+    with pytest.raises(UserError, match="make room"):
+        prepare(source, out)

@@ -93,3 +93,15 @@ def test_another_orientation_leaves_every_voxel_in_its_place(codes):
 def test_what_is_no_orientation_is_refused(codes):
     with pytest.raises(UserError, match="expected three letters"):
         to_orientation(ramp(np.eye(4), (2, 2, 2)), codes)
+
+
+def test_a_picture_with_an_affine_moves_in_its_plane_and_keeps_its_orientation():
+    affine = np.diag([1.0, 2.0, 5.0, 1]) + np.array([[0, 0, 0, 5.0]] * 3 + [[0] * 4])
+    image = Image(ramp(affine, (16, 12, 1)).array[:, 0], (2.0, 1.0), affine)
+    found = to_spacing(image, (1.0, 2.0), 1)
+    assert (found.array.shape, found.spacing) == ((3, 24, 8), (1.0, 2.0))
+    assert np.array_equal(found.affine[:, 2], affine[:, 2])
+    volume = Image(found.array[:, None], (5.0, 1.0, 2.0), found.affine)
+    expected = ramp(volume.affine, (8, 24, 1)).array[:, 0]
+    assert np.abs(found.array - expected)[:, 2:-2, 2:-2].max() < 1e-4
+    assert to_orientation(image, "LPS") is image

@@ -91,6 +91,9 @@ def test_prototypes_fit_the_data() -> None:
         for images, batch in [(20, 8), (400, 64), (10_000, 256), (1_300_000, 4096)]
     ]
     assert chosen == [8, 50, 256, 3000]
+    parts = SwAV.choose({}, Plan(10_000, 256, 1000, forward_size=32))["prototypes"]  # codes share out one forward pass
+    assert parts.value == 32
+    assert "32 images of a forward pass" in parts.reason
     assert SwAV.choose({}, Plan(1000, 50, 400))["freeze"].value == 0.05
 
 

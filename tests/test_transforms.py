@@ -69,7 +69,11 @@ def test_exact_transforms_move_everything_together(transform: SpatialTransform, 
 def test_interpolating_transforms_move_everything_together(transform: SpatialTransform, space: tuple[int, ...]) -> None:
     batch = blob_batch(*space, count=16)
     moved = transform(batch)
-    torch.testing.assert_close(moved["saliency"], 2 * moved["image"], rtol=0, atol=1e-5)
+    alone = transform({"image": batch["saliency"], "key": batch["key"]})["image"]  # saliency fills with 0, an image not
+    torch.testing.assert_close(alone, 2 * moved["image"], rtol=0, atol=1e-5)
+    inside = transform({**batch, "saliency": torch.ones_like(batch["saliency"])})["saliency"] > 0.9999
+    torch.testing.assert_close(moved["saliency"][inside], 2 * moved["image"][inside], rtol=0, atol=1e-3)
+    assert inside.float().mean() > 0.5
     assert torch.equal(moved["mask"] == 1, moved["valid"])
     clear = moved["image"].abs() > 0.5 * moved["image"].std()  # nearest and linear reading agree off the threshold
     assert ((moved["mask"] == 1) == (moved["image"] > 0))[clear].float().mean() > 0.95
@@ -157,9 +161,10 @@ def test_affine_is_scipys_affine_in_millimetres(space: tuple[int, ...]) -> None:
         matrix = params["matrix"][i].double().numpy() * spacing[None, :] / spacing[:, None]  # mm -> voxels
         centre = (size - 1) / 2
         offset = centre - matrix @ centre + params["shift"][i].double().numpy() * size
-        padded = np.pad(batch["image"][i, 0].double().numpy(), 3)  # scipy's "constant" cuts where we fade to zero
+        image = batch["image"][i, 0].double().numpy()
+        padded = np.pad(image, 3, constant_values=image.min())  # scipy's "constant" cuts where we fade to air
         expected = scipy.ndimage.affine_transform(
-            padded, matrix, offset + 3 - matrix @ np.full(len(space), 3.0), order=1, mode="constant"
+            padded, matrix, offset + 3 - matrix @ np.full(len(space), 3.0), order=1, mode="constant", cval=image.min()
         )[(slice(3, -3),) * len(space)]
         np.testing.assert_allclose(moved[i, 0].numpy(), expected, atol=2e-4)
 
@@ -193,7 +198,7 @@ def test_affine_scale_and_translation_directions() -> None:
     assert scipy.stats.kstest(params["shift"].flatten().numpy(), scipy.stats.uniform(-0.3, 0.6).cdf).pvalue > 1e-3
 
 
-def test_affine_outside_is_zero_and_invalid() -> None:
+def test_affine_outside_is_air_and_invalid() -> None:
     batch: Batch = {
         "image": torch.ones(6, 1, 16, 16),
         "valid": torch.ones(6, 1, 16, 16, dtype=torch.bool),
@@ -205,7 +210,11 @@ def test_affine_outside_is_zero_and_invalid() -> None:
     expected[4:12, 4:12] = True
     assert torch.equal(moved["valid"], expected.expand(6, 1, 16, 16))
     assert torch.equal(moved["mask"], 3 * expected.expand(6, 1, 16, 16).long())
-    assert torch.equal(moved["image"], expected.expand(6, 1, 16, 16).float())
+    assert torch.equal(moved["image"], batch["image"])  # all of it is the least value
+    image = torch.full((1, 2, 16, 16), 3.0)
+    image[:, 0, 8, 8], image[:, 1, 8, 8] = -2.0, -7.0
+    corner = Affine(rotation=0.0, scale=(0.5, 0.5))({"image": image, "key": keys(1)})["image"][0, :, 0, 0]
+    assert corner.tolist() == [-2.0, -7.0]  # of each channel its own
     assert "valid" not in Affine()({"image": batch["image"], "key": batch["key"]})
 
 

@@ -10,7 +10,7 @@ from two_processes import check_two_equal_one
 
 from ssl_med.backbones import UNetEncoder, ViT
 from ssl_med.errors import UserError
-from ssl_med.ops.position_contrast import discrepancy_loss, position_loss
+from ssl_med.ops.position_contrast import discrepancy_loss, position_loss, similarity
 from ssl_med.ops.random import sample_keys
 from ssl_med.tasks import VoCo
 from ssl_med.transforms.position_crops import PositionCrops
@@ -123,7 +123,8 @@ def test_the_prediction_is_its_formula(weighting) -> None:
     assert position_loss(*tensors, weighting).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_discrepancy_is_its_formula() -> None:
+@pytest.mark.parametrize(("weighting", "power"), [("overlap", 2), ("equal", 1)])
+def test_the_discrepancy_is_its_formula(weighting, power) -> None:
     generator = np.random.default_rng(0)
     bases, present = generator.normal(size=(3, 4, 5)), generator.random((3, 4)) < 0.8
     scores = []
@@ -132,11 +133,18 @@ def test_the_discrepancy_is_its_formula() -> None:
             for two in range(one):
                 if present[image, one] and present[image, two]:
                     x, y = bases[image, one], bases[image, two]
-                    scores.append(max(x @ y / np.linalg.norm(x) / np.linalg.norm(y), 0.0))
-    loss = discrepancy_loss(torch.tensor(bases).float(), torch.tensor(present))
+                    scores.append(max(x @ y / np.linalg.norm(x) / np.linalg.norm(y), 0.0) ** power)
+    loss = discrepancy_loss(torch.tensor(bases).float(), torch.tensor(present), weighting)
     assert loss.item() == pytest.approx(np.mean(scores), abs=1e-5)
     apart = torch.eye(4)[None]
     assert discrepancy_loss(apart, torch.ones(1, 4, dtype=torch.bool)) == 0
+
+
+def test_similarities_are_the_same_under_autocast() -> None:
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = similarity(x, y)
+    assert torch.equal(mixed, similarity(x, y))
 
 
 def test_a_perfect_embedding_has_no_loss() -> None:

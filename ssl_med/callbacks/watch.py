@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_med.data.module import StoreData
+from ssl_med.data.record import BURNED_IN
 from ssl_med.errors import UserError
 from ssl_med.evaluate import evaluate, probe, random_twin, to_device
 from ssl_med.ops.collapse import effective_rank, feature_spread
@@ -19,6 +20,10 @@ from ssl_med.tasks import PretextTask, SupervisedTask
 from ssl_med.types import Batch
 
 LOG = logging.getLogger("ssl_med")
+_SEARCHED = 2000
+"""Positions of the training order that are searched for images to draw."""
+_JUDGED = 8
+"""Images, at least, from which a task's own signs are taken: fewer are alike by chance."""
 
 
 class Watch(pl.Callback):
@@ -75,6 +80,22 @@ def _fixed_batch(trainer: pl.Trainer, size: int) -> Batch:
     return to_device(dataset.collate([dataset[i] for i in range(size)]), trainer.strategy.root_device)
 
 
+def _legible_batch(trainer: pl.Trainer, size: int) -> Batch | None:
+    """The first crops of the training order from images without burned-in text; fewer or None if there are too few."""
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    dataset, samples = data.crops(), []
+    for position in range(_SEARCHED):
+        row = dataset.rows[dataset.order(position)]
+        if BURNED_IN in row.warnings:
+            continue
+        sample = dataset[position]
+        if sample["id"] == row.id:  # a damaged image is replaced by one of which nothing is known here
+            samples.append(sample)
+        if len(samples) == size:
+            break
+    return to_device(dataset.collate(samples), trainer.strategy.root_device) if samples else None
+
+
 def _first(batch: Batch, count: int) -> Batch:
     """The first samples of a batch."""
     return cast(Batch, {name: value[:count] for name, value in batch.items()})  # pyright: ignore[reportIndexIssue]
@@ -105,10 +126,15 @@ class Health(Watch):
     Args:
         times: how often.
         samples: crops looked at.
+
+    Raises:
+        UserError: fewer than two samples.
     """
 
     def __init__(self, times: int = 10, samples: int = 32) -> None:
         super().__init__(times)
+        if samples < 2:
+            raise UserError(f"Health: samples must be 2 or more, got {samples}: one image is always like itself")
         self.samples = samples
         self._said = ""
 
@@ -117,7 +143,7 @@ class Health(Watch):
         batch, size = _fixed_batch(trainer, self.samples), trainer.datamodule.batch_size  # pyright: ignore
         parts = zip(batch["image"].split(size), batch["spacing"].split(size), strict=True)  # pyright: ignore
         features = torch.cat([task.exports()["backbone"](image, spacing).pooled for image, spacing in parts])
-        own = task.vital_signs(_first(batch, size))
+        own = task.vital_signs(_first(batch, min(max(size, _JUDGED), self.samples)))
         signs = {"feature_spread": feature_spread(features), "effective_rank": effective_rank(features), **own}
         numbers = {name: float(value) for name, value in signs.items()}
         _log(trainer, {f"health/{name}": value for name, value in numbers.items()})
@@ -132,6 +158,8 @@ class Health(Watch):
 class Pictures(Watch):
     """Panels of what the task sees and makes, in three planes for volumes.
 
+    Images that may have a name burned into their voxels are not drawn.
+
     Args:
         times: how often.
         samples: images per panel.
@@ -140,10 +168,17 @@ class Pictures(Watch):
     def __init__(self, times: int = 4, samples: int = 2) -> None:
         super().__init__(times)
         self.samples = samples
+        self._said = False
 
     def look(self, trainer: pl.Trainer, task: Any) -> None:
         """Write ``plots/pictures_step=NNNNNNN.png``."""
-        pictures: dict[str, Tensor] = task.pictures(_fixed_batch(trainer, self.samples))
+        batch = _legible_batch(trainer, self.samples)
+        if batch is None:
+            if not self._said:
+                LOG.info("no pictures in this run: every image may have text burned in")
+            self._said = True
+            return
+        pictures: dict[str, Tensor] = task.pictures(batch)
         if not pictures:
             return
         from ssl_med.reporting.panel import panel_png
@@ -170,7 +205,7 @@ class Probes(Watch):
         super().__init__(times)
         self.crops = crops
         self._random: dict[str, float] = {}
-        self._best, self._improved = -math.inf, False
+        self._best, self._improved, self._impossible = -math.inf, False, False
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, so that a resumed run does not give a worse state its name."""
@@ -183,14 +218,14 @@ class Probes(Watch):
     def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
         """Log ``probe/knn``, ``probe/linear`` and the same of random weights."""
         data = labelled_view(trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
-        if data is None:
+        if data is None or self._impossible:
             return
         backbone: Any = task.exports()["backbone"]
         try:
             if not self._random:
                 self._random = probe(random_twin(backbone), data, "val", self.crops)
         except UserError as error:  # labels that cannot be probed must not end a training that needs none
-            self.times = 0
+            self._impossible = True  # not times = 0: the other processes would go on without this one
             LOG.warning("no probes in this run: %s", error)
             return
         scores = {f"probe/{name}": value for name, value in probe(backbone, data, "val", self.crops).items()}

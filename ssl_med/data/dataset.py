@@ -158,9 +158,7 @@ class CropDataset(Dataset[Sample]):
     def _sample(self, position: int, out: Tensor | None = None) -> Sample:
         for attempt in range(len(self.rows)):
             row = self.rows[self.order(position, attempt)]
-            if row.id in self.damaged:
-                continue
-            try:
+            try:  # read again even if it was damaged before: what a position gives must not depend on other positions
                 region = self._region(row, position)
                 sample = make_sample(
                     self.store, row, region, self.policy, self.padded, self.targets, self.most_boxes, out
@@ -187,6 +185,8 @@ class CropDataset(Dataset[Sample]):
         Raises:
             UserError: there are too many.
         """
+        if row.id in self.damaged:
+            return
         self.damaged.add(row.id)
         _log.warning("image %s is left out: %s (%d so far)", row.id, error, len(self.damaged))
         if self.ledger is not None:

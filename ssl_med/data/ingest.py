@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,16 @@ def content_of(record: Record, settings: Settings = DEFAULTS) -> str:
     digest = hashlib.sha256(_said(record, settings).encode())
     for path in _files(record):
         if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            state = path.stat()
+            digest.update(_digest(path, state.st_size, state.st_mtime_ns))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> bytes:
+    """Hash of a file's bytes, once for all rows of an array file or tiles of a slide; anew when the file changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def keyed(key: bytes, text: str) -> str:
@@ -76,6 +84,8 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
         image, mask = regrid(image, read_mask(record, image), settings)
     except Unreadable as error:
         return Outcome(source, record.name, None, str(error), content=content)
+    except MemoryError:
+        return Outcome(source, record.name, None, "not enough memory to read it", content=content)
     return Outcome(source, record.name, _stored(record, image, mask, folder, key, settings), content=content)
 
 

@@ -9,13 +9,14 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from ssl_med.compiled import compiled
 
 _EDGE = 1e-6
 """Voxels by which rounding may carry a coordinate over the border."""
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _inside(start, matrix, shape, count):
     """First and one past the last of ``count`` steps along the last axis that stay in [0, n - 1] on all three axes."""
@@ -34,14 +35,14 @@ def _inside(start, matrix, shape, count):
     return int(first), int(last) + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _pair(size):
     """The last voxel of an axis that has one behind it, and the step to that one; (0, 0) for a single voxel."""
     return np.uint32(max(size - 2, 0)), np.uint32(min(size - 1, 1))
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy")
+@compiled(nogil=True, fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy")
 @no_type_check
 def _linear_line(volume, start, matrix, first, last, low, high, shift, factor, line):
     """Interpolate one line of the crop between the steps first and last."""
@@ -65,7 +66,7 @@ def _linear_line(volume, start, matrix, first, last, low, high, shift, factor, l
         line[k] = (min(max(a + (b - a) * fz, low), high) - shift) * factor
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def turned_linear(source, matrix, offset, scales, out, valid):
     """Voxel ``o`` of the crop gets the linearly interpolated, scaled source at ``matrix @ o + offset``.
@@ -98,7 +99,7 @@ def turned_linear(source, matrix, offset, scales, out, valid):
                     valid[0, i, j, last:] = False
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def turned_nearest(source, matrix, offset, outside, out):
     """As :func:`turned_linear` for labels: the nearest voxel of ``source`` (c, z, y, x), ``outside`` elsewhere."""
@@ -117,7 +118,7 @@ def turned_nearest(source, matrix, offset, outside, out):
                     out[channel, i, j, k] = source[channel, z, y, x]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(nogil=True, error_model="numpy")
 @no_type_check
 def scaled(source, scales, out):
     """``source`` (c, z, y, x) through ``scales`` (as above) into ``out`` (k, z, y, x) float32, without turning."""

@@ -56,7 +56,7 @@ def _nifti(record: Record) -> Header:
 
 
 def _dicom(record: Record) -> Header:
-    from ssl_med.data.readers.dicom_geometry import planes_of, stack
+    from ssl_med.data.readers.dicom_geometry import is_film, planes_of, stack
     from ssl_med.data.readers.dicom_header import check_headers, modality_of, quiet, read_header, refusing
 
     with quiet():
@@ -66,8 +66,11 @@ def _dicom(record: Record) -> Header:
             planes = [plane for header in headers for plane in planes_of(header)]
     rows, columns = int(headers[0].Rows), int(headers[0].Columns)
     modality = modality_of(headers[0]) or record.modality
+    spacing = tuple(np.nan_to_num(planes[0].spacing, nan=1.0).tolist())
+    if is_film(headers[0]):
+        return Header((len(planes), rows, columns), (1.0, *spacing), modality)  # time is counted in frames
     if record.item is not None or len(planes) == 1:
-        return Header((rows, columns), tuple(np.nan_to_num(planes[0].spacing, nan=1.0).tolist()), modality)
+        return Header((rows, columns), spacing, modality)
     affine = stack(planes).affine
     if affine is None:
         raise Unreadable("several slices without position")

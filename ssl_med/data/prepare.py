@@ -53,8 +53,9 @@ def build_store(
         Counts: images, new, refused (by reason), set_aside.
 
     Raises:
-        UserError: no usable image, too many bad ones, or another process prepares this store.
+        UserError: no usable image, too many bad ones, two images of one name, or another process prepares this store.
     """
+    _check_names(records)
     run = engine_of(engine, workers, scheduler)
     folder, settings = Path(folder).absolute(), settings.check()
     with only_one(folder):
@@ -64,6 +65,17 @@ def build_store(
             return _Build(records, folder, journal, settings, max_bad_share, say).run(run, names)
         finally:
             journal.close()
+
+
+def _check_names(records: list[Record]) -> None:
+    """Refuse two images of one name, since ids are made of names; says their places, as names may be of persons."""
+    places: dict[str, int] = {}
+    for place, record in enumerate(records, 1):
+        if (first := places.setdefault(record.name, place)) != place:
+            raise UserError(
+                f"images {first} and {place} of {len(records)} have the same name: expected every image once; "
+                "remove what lists it a second time"
+            )
 
 
 class _Build:
@@ -221,11 +233,12 @@ def _finished(row: Row, split: str, painted: bool) -> Row:
 
 
 def _splits_before(folder: Path) -> dict[str, str]:
-    """Splits that patients have in the store as it is."""
+    """Splits that patients were dealt in the store as it is: those who had a label or a mask there, others were not."""
     if not (folder / "store.json").is_file():
         return {}
     rows = Store(folder).rows
-    return dict(zip(rows.column("patient"), rows.column("split"), strict=True))
+    dealt = rows.column("has_mask") | (rows.column("label") >= 0)
+    return dict(zip(rows.column("patient")[dealt], rows.column("split")[dealt], strict=True))
 
 
 def _sweep(folder: Path, rows: Rows, suffix: str) -> None:

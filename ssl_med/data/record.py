@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+BURNED_IN = "burned-in text possible"
+"""The warning of an image whose voxels may spell a name."""
+
 
 @dataclass(frozen=True)
 class Record:
     """One image of a data folder, not yet read.
 
     Attributes:
-        name: path relative to the folder (with ``#row`` for a row of an array file). It may identify a person: it is
-            hashed before it is stored and stays out of stores, runs and exports.
+        name: path relative to the folder (with ``#row`` for a row of an array file), the whole path of a file outside
+            it. No two images share one. It may identify a person: it is hashed before it is stored and stays out of
+            stores, runs and exports.
         reader: name of the reader, one of :data:`ssl_med.data.readers.READERS`; ``stack`` takes one file per channel.
         files: the file, all files of a DICOM series, one file per channel, or the frames of a clip in order.
         item: row of an array file, or stack of a multi-frame file that holds several.

@@ -10,10 +10,10 @@ Pillow), so no source voxel is skipped. Order 0 is for labels and does not avera
 from dataclasses import replace
 from typing import Literal, no_type_check
 
-import numba
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from ssl_med.compiled import compiled
 from ssl_med.data.record import Image
 from ssl_med.errors import UserError
 
@@ -51,7 +51,7 @@ def taps(size: int, new_size: int, factor: float, order: Order) -> tuple[np.ndar
     return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
 @no_type_check
 def _along(source, first, weights, out):
     """``out[i, j, k]`` = sum over t of ``weights[j, t] * source[i, first[j] + t, k]``."""
@@ -65,7 +65,7 @@ def _along(source, first, weights, out):
                         out[i, j, k] += weight * np.float32(source[i, place, k])
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
 @no_type_check
 def _along_rows(source, first, weights, out):
     """``out[i, j]`` = sum over t of ``weights[j, t] * source[i, first[j] + t]``: the axis that lies in memory."""
@@ -121,19 +121,20 @@ def to_spacing(image: Image, spacing: tuple[float, ...], order: Order) -> Image:
     array = resample_array(image.array, factors, order)
     if image.affine is None:
         return replace(image, array=array, spacing=wanted)
-    affine, along = image.affine.copy(), np.array(factors[::-1])
+    affine, along = image.affine.copy(), np.ones(3)
+    along[: len(factors)] = factors[::-1]  # an image's third axis stays as it is
     affine[:3, 3] += affine[:3, :3] @ ((along - 1) / 2)  # the grids share their outer edge, not their first centre
     affine[:3, :3] *= along
     return replace(image, array=array, spacing=wanted, affine=affine)
 
 
 def to_orientation(image: Image, codes: str) -> Image:
-    """The volume with its axes x, y, z in memory turned to ``codes``, e.g. ``LPS``; images without geometry stay.
+    """The volume with its axes x, y, z in memory turned to ``codes``, e.g. ``LPS``; 2D images stay as displayed.
 
     Raises:
         UserError: no three letters of L or R, P or A, I or S.
     """
-    if image.affine is None or codes == "RAS":
+    if image.affine is None or image.array.ndim != 4 or codes == "RAS":
         return image
     turn = ornt_transform(axcodes2ornt("RAS"), orientation(codes))
     voxels = np.stack([apply_orientation(channel.T, turn).T for channel in image.array])

@@ -20,11 +20,13 @@ class Centre(nn.Module):
     """
 
     value: Tensor
+    sums: Tensor
 
     def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(prototypes))
+        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)  # of logits, and of their weights
 
     def forward(
         self, logits: Float[Tensor, "rows k"], temperature: float, weight: Float[Tensor, " rows"] | None = None
@@ -33,17 +35,23 @@ class Centre(nn.Module):
         return ((logits.float() - self.value) / temperature).softmax(-1)
 
     @torch.no_grad()
-    def update(self, logits: Float[Tensor, "rows k"], weight: Float[Tensor, " rows"] | None = None) -> None:
-        """Move to the mean of the logits of all processes; call it after the loss.
+    def collect(self, logits: Float[Tensor, "rows k"], weight: Float[Tensor, " rows"] | None = None) -> None:
+        """Remember the logits of all processes for the next :meth:`move`; call it after the loss.
 
         Args:
             logits: of the teacher.
             weight: of each row; all count the same by default.
         """
         weight = torch.ones_like(logits[:, 0]) if weight is None else weight
-        sums = ranks.total(torch.cat([(logits.float() * weight[:, None]).sum(0), weight.sum()[None].float()]))
-        mean = torch.where(sums[-1] > 0, sums[:-1] / sums[-1].clamp(min=1e-12), self.value)
+        sums = torch.cat([(logits.float() * weight[:, None]).sum(0), weight.sum()[None].float()])
+        self.sums += ranks.total(sums)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move to the mean of what was collected; call it after the step, which may have several batches."""
+        mean = torch.where(self.sums[-1] > 0, self.sums[:-1] / self.sums[-1].clamp(min=1e-12), self.value)
         self.value.lerp_(mean, 1 - self.momentum)
+        self.sums.zero_()
 
 
 class Sinkhorn(nn.Module):
@@ -55,8 +63,11 @@ class Sinkhorn(nn.Module):
         """Balanced over the rows of all processes, as far as their weight is 1."""
         return sinkhorn(logits, temperature, weight) if self.training else (logits.float() / temperature).softmax(-1)
 
-    def update(self, logits: Float[Tensor, "rows k"], weight: Float[Tensor, " rows"] | None = None) -> None:
+    def collect(self, logits: Float[Tensor, "rows k"], weight: Float[Tensor, " rows"] | None = None) -> None:
         """There is nothing to remember from one batch to the next."""
+
+    def move(self) -> None:
+        """There is nothing that moves."""
 
 
 def centring_of(kind: str, prototypes: int, momentum: float) -> Centre | Sinkhorn:
@@ -106,16 +117,18 @@ def _column_logsumexp(table: Tensor) -> Tensor:
 def koleo(features: Float[Tensor, "b d"], floor: float = 1e-8) -> Float[Tensor, ""]:
     """Minus the mean logarithm of the distance to the nearest other row, over all processes (arXiv 1806.03198).
 
-    Rows are scaled to length 1. The loss of two equal rows is ``-log(floor)`` and not infinite.
+    Rows are scaled to length 1. The loss of two equal rows is ``-log(floor)`` and not infinite. Neighbours are searched
+    in full precision whatever the trainer's: in bfloat16 most of them would be others.
 
     Raises:
         UserError: there is only one row, which has no neighbour.
     """
-    rows = ranks.gather(torch.nn.functional.normalize(features.float(), dim=-1, eps=floor))
-    if len(rows) < 2:
-        raise UserError("KoLeo needs a batch of two or more images: enlarge data.batch_size or set koleo to 0")
-    with torch.no_grad():
-        likeness = (rows @ rows.T).fill_diagonal_(-2)
-        nearest = likeness.argmax(1)
-    distance = torch.nn.functional.pairwise_distance(rows, rows[nearest], 2, floor)
-    return -(distance + floor).log().mean()
+    with torch.autocast(features.device.type, enabled=False):
+        rows = ranks.gather(torch.nn.functional.normalize(features.float(), dim=-1, eps=floor))
+        if len(rows) < 2:
+            raise UserError("KoLeo needs a batch of two or more images: enlarge data.batch_size or set koleo to 0")
+        with torch.no_grad():
+            likeness = (rows @ rows.T).fill_diagonal_(-2)
+            nearest = likeness.argmax(1)
+        distance = torch.nn.functional.pairwise_distance(rows, rows[nearest], 2, floor)
+        return -(distance + floor).log().mean()

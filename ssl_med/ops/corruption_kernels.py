@@ -8,8 +8,8 @@ functions. Images are float32 (b, c, ...), contiguous, and are changed in place 
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
 
+from ssl_med.compiled import compiled
 from ssl_med.ops import streams
 
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -21,7 +21,7 @@ _8, _12, _15, _16 = (np.uint32(bits) for bits in (8, 12, 15, 16))
 _UNIT = np.float32(2.0**-24)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 @no_type_check
 def _number(key, counter):
     """Number ``counter`` of the stream of ``key``, see :func:`ssl_med.ops.streams.number`."""
@@ -31,14 +31,14 @@ def _number(key, counter):
     return x ^ (x >> _31)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 @no_type_check
 def _below(number, high):
     """0 .. high - 1 from the upper 32 bits."""
     return np.int64(((number >> _32) * np.uint64(high)) >> _32)
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _permute(state, corner, side, height, width, buffer):
     """Voxel numbers of a box in random order: Fisher-Yates from the inside out, by a congruential generator."""
@@ -54,7 +54,7 @@ def _permute(state, corner, side, height, width, buffer):
                 n += _ONE
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _write(source, target, corner, side, height, width, buffer):
     """The voxels of a box of one channel, read in the order of the buffer."""
@@ -67,7 +67,7 @@ def _write(source, target, corner, side, height, width, buffer):
                 n += _ONE
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def shuffle(image, keys, limits, windows, chosen):
     """Local shuffling; a later window overwrites an earlier one, and all read the untouched image."""
@@ -93,14 +93,14 @@ def shuffle(image, keys, limits, windows, chosen):
                 _write(untouched[c], flat[b, c], (z, y, x), (a, h, w), height, width, buffer)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 @no_type_check
 def _bezier(t, second, third):
     """A coordinate of the curve from 0 to 1."""
     return second * (3 * t * (1 - t) * (1 - t)) + third * (3 * t * t * (1 - t)) + t * t * t
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def tables(points, falling, t, out):
     """Values and steps of curves at the evenly spaced entries of ``out`` (b, entries, 2)."""
@@ -121,7 +121,7 @@ def tables(points, falling, t, out):
         out[b, -1, 1] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _follow(channel, table, low, span):
     """One channel through its table."""
@@ -134,7 +134,7 @@ def _follow(channel, table, low, span):
         channel[v] = low + span * (table[cell, 0] + (place - np.float32(cell)) * table[cell, 1])
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def curve(image, tables, low, span, chosen):
     """Images (b, c, v) through their tables of values and steps; ``low`` and ``span`` (b, c) map them to [0, 1]."""
@@ -144,7 +144,7 @@ def curve(image, tables, low, span, chosen):
                 _follow(image[b, c], tables[b], low[b, c], span[b, c])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(nogil=True, inline="always")
 @no_type_check
 def _noise(first, second, voxel):
     """Noise of a voxel from the halves of the key, see :func:`ssl_med.ops.streams.noise`."""
@@ -157,7 +157,7 @@ def _noise(first, second, voxel):
     return np.float32(np.int32(np.uint32(h ^ (h >> _15)) >> _8)) * _UNIT
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def _paint_channel(volume, key, replaced, low, span):
     """Noise over the voxels of one channel where ``replaced``."""
@@ -167,7 +167,7 @@ def _paint_channel(volume, key, replaced, low, span):
         volume[v] = noise if replaced[v] else volume[v]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 @no_type_check
 def paint(image, keys, corners, sides, inward, low, span, chosen):
     """Noise inside (``inward``) or outside the boxes (b, k, 3) of each image; a box of side 0 is none."""

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of batch norms, which a teacher in training mode fills from what it sees itself."""
+
 
 def teacher_of(student: Module) -> Module:
     """A copy with the student's weights that gradients never reach, without stochastic depth and dropout."""
@@ -21,8 +24,9 @@ def teacher_of(student: Module) -> Module:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """``teacher = momentum * teacher + (1 - momentum) * student``; counters and statistics are copied.
+    """``teacher = momentum * teacher + (1 - momentum) * student``; buffers are copied, but not batch statistics.
 
+    The student's running moments belong to the student's weights: a teacher runs in training mode and keeps its own.
     Call it after the optimiser's step (Mean Teacher, arXiv 1703.01780).
 
     Args:
@@ -33,5 +37,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     old: list[Tensor] = [t for t, _ in pairs]
     new: list[Tensor] = [s.detach() for _, s in pairs]
     torch._foreach_lerp_(old, new, 1.0 - momentum)
-    for held, current in zip(teacher.buffers(), student.buffers(), strict=True):
-        held.copy_(cast(Tensor, current))
+    for (name, held), current in zip(teacher.named_buffers(), student.buffers(), strict=True):
+        if name.rpartition(".")[2] not in STATISTICS:
+            held.copy_(cast(Tensor, current))

@@ -1,6 +1,7 @@
 """Losses of joint embeddings: two views of an image shall agree, and the embedding shall not collapse.
 
-All of them are computed over the rows of all processes, so that training on several devices is training on one.
+All of them are computed over the rows of all processes, so that training on several devices is training on one, and in
+full precision, also under autocast.
 """
 
 import torch
@@ -39,7 +40,8 @@ def _hinge(x: Tensor) -> Tensor:
 
 def _covariance(x: Tensor) -> Tensor:
     x = x - x.mean(0)
-    matrix = x.T @ x / (len(x) - 1)
+    with torch.autocast(x.device.type, enabled=False):
+        matrix = x.T @ x / (len(x) - 1)
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
 
 
@@ -50,7 +52,8 @@ def barlow_twins(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"]) -> dict[str, 
         ``invariance``: squared distance of the diagonal from 1; ``redundancy``: squared elements off the diagonal.
     """
     x, y = _standardised(ranks.gather(x.float())), _standardised(ranks.gather(y.float()))
-    correlation = x.T @ y / len(x)
+    with torch.autocast(x.device.type, enabled=False):
+        correlation = x.T @ y / len(x)
     diagonal = correlation.diagonal()
     redundancy = correlation.square().sum() - diagonal.square().sum()
     return {"invariance": (diagonal - 1).square().sum(), "redundancy": redundancy}
@@ -77,7 +80,8 @@ def sigreg(
     """
     t = torch.linspace(0, reach, knots, device=x.device)
     normal = torch.exp(-t.square() / 2)
-    angle = (x.float() @ directions)[..., None] * t
+    with torch.autocast(x.device.type, enabled=False):
+        angle = (x.float() @ directions.float())[..., None] * t
     real, imaginary = ranks.mean(angle.cos().mean(1)), ranks.mean(angle.sin().mean(1))
     error = ((real - normal).square() + imaginary.square()) * normal
     return 2 * torch.trapezoid(error, t).mean() * x.shape[1] * ranks.world_size()

@@ -48,6 +48,28 @@ def weighted_order(
     return _ordered(key - key.amin(), last, key.amax() - key.amin() + 1)
 
 
+def tissue_order(
+    draws: Draws, tissue: Bool[Tensor, "b n"], mask_ratio: float, last: Bool[Tensor, "b n"] | None = None
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:
+    """Random tokens with tissue that stay, then those without, then the other tissue.
+
+    However many are hidden from the end, an image with little tissue still shows its share of it.
+
+    Args:
+        draws: one row per image.
+        tissue: which tokens have some.
+        mask_ratio: share of the tissue that is hidden; what stays is rounded up.
+        last: tokens that come at the end whatever they hold.
+    """
+    if last is not None:
+        tissue = tissue & ~last
+    chance = draws.uniform(tissue.shape[1])
+    rank = (chance + (~tissue).to(chance.dtype)).argsort(stable=True, dim=1).argsort(stable=True, dim=1)
+    stays = (tissue.sum(1, keepdim=True) * (1 - mask_ratio) - 1e-4).ceil()  # less what 1 - ratio is rounded by
+    group = torch.where(tissue, torch.where(rank < stays, 0.0, 2.0), 1.0)
+    return _ordered(chance + group, last, 3.0)
+
+
 def _ordered(
     score: Float[Tensor, "b n"], last: Bool[Tensor, "b n"] | None = None, span: float | Tensor = 1.0
 ) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]:

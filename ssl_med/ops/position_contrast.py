@@ -14,8 +14,9 @@ EPSILON = 1e-6
 
 
 def similarity(x: Float[Tensor, "b k d"], y: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n"]:
-    """Cosines of all pairs of rows of the same image."""
-    return normalize(x.float(), dim=-1) @ normalize(y.float(), dim=-1).transpose(1, 2)
+    """Cosines of all pairs of rows of the same image, in full precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return normalize(x.float(), dim=-1) @ normalize(y.float(), dim=-1).transpose(1, 2)
 
 
 def position_loss(
@@ -44,10 +45,22 @@ def position_loss(
         return _mean(distance, there * overlap) + _mean(score.square(), apart)
 
 
-def discrepancy_loss(bases: Float[Tensor, "b n d"], present: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """Mean over pairs of different regions of one image of ``max(cosine, 0)`` (equation 5, with the code's ReLU)."""
+def discrepancy_loss(
+    bases: Float[Tensor, "b n d"], present: Bool[Tensor, "b n"], weighting: Weighting = "overlap"
+) -> Float[Tensor, ""]:
+    """How similar different regions of one image are: mean over their pairs, with ``s = max(cosine, 0)``.
+
+    ``equal`` is the mean of ``s``, equation 5 with the code's ReLU. ``overlap`` is what the authors run: of ``s^2``.
+
+    Args:
+        bases: embeddings of the regions.
+        present: regions that show something.
+        weighting: as in :func:`position_loss`.
+    """
     with torch.autocast(bases.device.type, enabled=False):
         score = similarity(bases, bases).relu()
+        if weighting == "overlap":
+            score = score.square()
         pairs = (present[:, :, None] & present[:, None]).float().triu(1)
         return _mean(score, pairs)
 

@@ -13,7 +13,7 @@ class BarlowTwins(TwoViewTask):
 
     Args:
         backbone: any.
-        views: two views; crops, flips, brightness, contrast, blur and noise by default.
+        views: two views; crops, flips, blur and noise by default, for RGB pictures colour instead of noise.
         out_dim: width of all three layers of the head (paper: 8192; a smaller one suits small data).
         redundancy: weight of the elements off the diagonal.
         scale: factor on the whole loss, which is a sum over all dimensions (official code: 1/40 for its optimiser).

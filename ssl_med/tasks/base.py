@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -9,18 +10,26 @@ from torch import Tensor, nn
 from ssl_med.types import Batch, Losses
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """What a training will be, known before it begins.
 
     Attributes:
         images: in the training split.
         batch_size: samples per optimiser step, over all processes.
         steps: optimiser steps.
+        forward_size: samples of one forward pass, over all processes: what losses over a batch see at once. Smaller
+            than ``batch_size`` where gradients are accumulated; the same if 0.
     """
 
     images: int
     batch_size: int
     steps: int
+    forward_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.forward_size:
+            object.__setattr__(self, "forward_size", self.batch_size)
 
 
 class Choice(NamedTuple):

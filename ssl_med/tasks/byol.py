@@ -39,7 +39,7 @@ class BYOL(TwoViewTask):
 
     Args:
         backbone: any; the student's is exported.
-        views: two views; crops, flips, brightness, contrast, blur and noise by default.
+        views: two views; crops, flips, blur and noise by default, for RGB pictures colour instead of noise.
         hidden_dim: width of the hidden layers of projector and predictor.
         out_dim: width of the embedding.
         momentum: of the teacher at the start, rising to 1; None for one that fits the length of the training, or the

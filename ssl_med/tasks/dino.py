@@ -140,7 +140,7 @@ class DINO(PretextTask):
         return nn.ModuleDict(parts if self.patch_head is None else {**parts, "patch_head": self.patch_head})
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Crop; the teacher sees the global views and the student all; compare; then the centre moves."""
+        """Crop; the teacher sees the global views and the student all; compare."""
         self._progress, self._temperature = progress, self.teacher_temperature(progress)
         frozen = progress < self.freeze_last
         joined, rest = self._crops(batch)
@@ -152,7 +152,7 @@ class DINO(PretextTask):
         targets = self.centre(taught, self._temperature)
         losses = {"dino": view_distillation(targets.unflatten(0, (2, -1)), logits, self.student_temp)}
         if self.training:
-            self.centre.update(taught)
+            self.centre.collect(taught)
         if hidden is not None:
             losses["ibot"] = self._compare_patches(teacher, student, hidden, frozen)
         if self.koleo:
@@ -217,8 +217,11 @@ class DINO(PretextTask):
         return cosine(progress, self.momentum, 1.0)
 
     def after_step(self, progress: float) -> None:
-        """The teacher follows the student, backbone and heads."""
+        """The teacher follows the student, backbone and heads; the centres move, by all batches of the step."""
         follow(self.teacher, self._student(), self.teacher_momentum(progress))
+        self.centre.move()
+        if self.masked is not None:
+            self.masked.centring.move()
 
     @classmethod
     def choose(cls, settings: Mapping[str, Any], plan: Plan) -> dict[str, Choice]:
@@ -226,9 +229,12 @@ class DINO(PretextTask):
         prototypes = 2 ** round(math.log2(max(plan.images / 4, 1)))
         prototypes = min(max(prototypes, 256), PROTOTYPES)
         why = f"the power of two near {plan.images} images / 4, between 256 and {PROTOTYPES}"
-        if settings.get("centring") == "sinkhorn" and prototypes > 32 * 2 * plan.batch_size:
-            prototypes = 2 ** int(math.log2(64 * plan.batch_size))
-            why = "32 for each row that Sinkhorn balances, as in DINOv2; more would each get nearly no row"
+        if settings.get("centring") == "sinkhorn" and prototypes > 32 * 2 * plan.forward_size:
+            prototypes = 2 ** int(math.log2(64 * plan.forward_size))
+            why = (
+                f"32 for each of the {2 * plan.forward_size} rows that Sinkhorn balances in a forward pass, as in "
+                "DINOv2; more would each get nearly no row"
+            )
         memory = min(max(0.01 * plan.steps, 10.0), 250.0)
         epoch = plan.images / plan.batch_size / plan.steps
         wide = plan.images >= 100_000

@@ -92,7 +92,7 @@ class MaskedPatches(nn.Module):
         hidden: Hidden,
         temperatures: tuple[float, float],
     ) -> Float[Tensor, ""]:
-        """Mean over all views, where those without hidden patches count 0 as published; then the centre moves.
+        """Mean over all views, where those without hidden patches count 0 as published.
 
         Args:
             student: logits at the hidden patches.
@@ -104,5 +104,5 @@ class MaskedPatches(nn.Module):
         targets = self.centring(rows, temperatures[1], weight).view_as(teacher)
         value = patch_distillation(cast(Tensor, targets), student, hidden.weight, temperatures[0])
         if self.training:
-            self.centring.update(rows, weight)
+            self.centring.collect(rows, weight)
         return value * len(hidden.row) / len(hidden.mask)

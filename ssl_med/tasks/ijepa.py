@@ -19,7 +19,7 @@ from ssl_med.ops import ranks
 from ssl_med.ops.ema import follow, teacher_of
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
-from ssl_med.ops.random import Draws, sample_keys
+from ssl_med.ops.random import Draws
 from ssl_med.ops.target_blocks import Blocks, Range, draw_blocks
 from ssl_med.schedules import linear
 from ssl_med.tasks.base import Choice, Plan, PretextTask
@@ -118,7 +118,6 @@ class IJEPA(PretextTask):
         self._check()
         self.predictor = Predictor(backbone.embed_dim, predictor_dim, predictor_depth, self.predictor_heads)
         self.teacher = teacher_of(backbone)
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
     def _check(self) -> None:
         for name in ("target_scale", "context_scale"):
@@ -152,12 +151,15 @@ class IJEPA(PretextTask):
         return {"loss": self._compare(predicted, self.teach(view), blocks, padding)}
 
     def draw(self, view: Batch, padding: Bool[Tensor, "b n"] | None = None) -> Blocks:
-        """Blocks of each image: sizes from the step, places from the key of the sample."""
+        """Blocks of each image: sizes from the first key of the whole batch, places from the key of the sample."""
         grid = grid_of(tuple(view["image"].shape[2:]), self._patch(view))
-        step = Draws(sample_keys(0, self.step))  # the same on every process, whatever its samples
         target, context = (self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0))
         places = draws_of(view).child(0)
-        return draw_blocks(step, places, grid, self.targets, target, context, padding)
+        return draw_blocks(self._sizes(view), places, grid, self.targets, target, context, padding)
+
+    def _sizes(self, view: Batch) -> Draws:
+        """The same row on every process, whatever its samples."""
+        return Draws(ranks.gather(draws_of(view).keys[:1])[:1]).child(1)
 
     def _patch(self, view: Batch) -> tuple[int, ...]:
         return self.backbone.embedding(view["image"].ndim - 2).patch
@@ -187,9 +189,8 @@ class IJEPA(PretextTask):
         return sums[0] / sums[1].clamp(min=1)
 
     def after_step(self, progress: float) -> None:
-        """The teacher follows; the step, which decides the sizes of the blocks, is counted."""
+        """The teacher follows."""
         follow(self.teacher, self.backbone, linear(progress, self.momentum, 1.0))
-        self.step += 1
 
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
         """How much the targets differ between images at the same place, and the loss of who knows only the place."""

@@ -7,30 +7,27 @@ from torch import Tensor, nn
 
 from ssl_med.backbones import Backbone
 from ssl_med.ops.collapse import effective_rank, feature_spread
+from ssl_med.tasks.appearance import appearance
 from ssl_med.tasks.base import PretextTask
-from ssl_med.transforms import Brightness, Contrast, Flip, GaussianBlur, GaussianNoise, PairedViews, RandomResizedCrop
+from ssl_med.transforms import Flip, PairedViews, RandomResizedCrop
 from ssl_med.transforms.base import Transform
 from ssl_med.transforms.views import Views
 from ssl_med.types import Batch
 
 
-def two_views(smallest: float = 0.2) -> PairedViews:
-    """The views of SimCLR and its family for medical images: crops, flips, brightness, contrast, blur and noise.
+def two_views(channels: int, spatial_dims: int, smallest: float = 0.2) -> PairedViews:
+    """The views of SimCLR and its family for medical images: crops and flips; colour for RGB, else blur and noise.
 
-    Colour changes have no meaning in grey images. Brightness and contrast move CT values; give views without them
-    where absolute Hounsfield units must stay.
+    Only RGB pictures have their values moved, see :func:`~ssl_med.tasks.appearance.appearance`: Hounsfield units stay.
+    For images whose scale has no unit, ``Brightness`` and ``Contrast`` in own views make the task harder.
 
     Args:
+        channels: of the images.
+        spatial_dims: 2 for pictures, 3 for volumes.
         smallest: smallest share of the image in a crop (SimCLR 0.08; MoCo v3 with a CNN 0.2).
     """
-    steps: list[Transform] = [
-        RandomResizedCrop(scale=(smallest, 1.0)),
-        Flip(),
-        Brightness(probability=0.8),
-        Contrast(probability=0.8),
-        GaussianBlur(probability=0.5),
-        GaussianNoise(probability=0.5),
-    ]
+    crop = RandomResizedCrop(scale=(smallest, 1.0))
+    steps: list[Transform] = [crop, Flip(), *appearance(channels, spatial_dims)]
     return PairedViews(steps, copy.deepcopy(steps))
 
 
@@ -51,7 +48,7 @@ class TwoViewTask(PretextTask):
     def __init__(self, backbone: Backbone, views: Views | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.views = views if views is not None else two_views()
+        self.views = views if views is not None else two_views(backbone.in_channels, backbone.spatial_dims)
 
     def features(self, view: Batch) -> Tensor:
         """Pooled features of one view (b, d)."""
@@ -69,7 +66,7 @@ class TwoViewTask(PretextTask):
     def verdict(self, signs: Mapping[str, float]) -> str:
         """Collapsed or not."""
         spread = signs["embedding_spread"]
-        if spread > self.collapsed_spread:
+        if not spread <= self.collapsed_spread:  # a single image has none
             return ""
         return (
             f"the embedding is nearly the same for all images (spread {spread:.4f}, 1 would be isotropic): "

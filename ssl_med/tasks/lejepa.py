@@ -6,12 +6,12 @@ from torch.nn.functional import normalize
 
 from ssl_med.backbones import Backbone
 from ssl_med.ops.joint import sigreg
-from ssl_med.ops.random import sample_keys
-from ssl_med.ops.ranks import mean
+from ssl_med.ops.random import Draws
+from ssl_med.ops.ranks import gather, mean
 from ssl_med.tasks.heads import MLPHead
 from ssl_med.tasks.joint import TwoViewTask
 from ssl_med.transforms import Views
-from ssl_med.transforms.base import Draws
+from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
 
 
@@ -20,7 +20,7 @@ class LeJEPA(TwoViewTask):
 
     Args:
         backbone: any.
-        views: two or more views; crops, flips, brightness, contrast, blur and noise by default.
+        views: two or more views; crops, flips, blur and noise by default, for RGB pictures colour instead of noise.
         hidden_dim: width of the head's hidden layers.
         out_dim: width of the embedding.
         weight: of the Gaussian's term; the views' agreement has the rest (paper: 0.01 to 0.1).
@@ -43,23 +43,17 @@ class LeJEPA(TwoViewTask):
         self.hidden_dim, self.out_dim, self.weight = hidden_dim, out_dim, weight
         self.directions, self.centre_views = directions, centre_views
         self.head = MLPHead([backbone.embed_dim, hidden_dim, hidden_dim, out_dim])
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """Agreement, Gaussianity and their weighted sum."""
         embedding = torch.stack([self.embed(view) for view in self.views(batch)]).float()
         centre = embedding[: self.centre_views].mean(0)
         agreement = mean((embedding - centre).square().mean())
-        gaussian = sigreg(embedding, self._directions(embedding))
+        gaussian = sigreg(embedding, self._directions(batch, embedding.shape[-1]))
         loss = (1 - self.weight) * agreement + self.weight * gaussian
         return {"loss": loss, "agreement": agreement, "gaussian": gaussian}
 
-    def _directions(self, like: Tensor) -> Tensor:
-        """New directions each step, the same on every process."""
-        keys = sample_keys(0, self.step.to(like.device))
-        return normalize(Draws(keys).normal(like.shape[-1], self.directions)[0], dim=0)
-
-    def after_step(self, progress: float) -> None:
-        """Count the steps, which decide the directions."""
-        self.step += 1
+    def _directions(self, batch: Batch, width: int) -> Tensor:
+        """New directions for each batch, the same on every process: from the first key of the whole batch."""
+        draws = Draws(gather(draws_of(batch).keys[:1])[:1]).child(0)
+        return normalize(draws.normal(width, self.directions)[0], dim=0)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ssl_med.backbones.block import Block, init_as_vit
 from ssl_med.backbones.vit import ViT
 from ssl_med.errors import UserError
+from ssl_med.ops import ranks
 from ssl_med.ops.block_masking import block_order
-from ssl_med.ops.masking import random_order, tube_order, visible_count, weighted_order
+from ssl_med.ops.masking import random_order, tissue_order, tube_order, visible_count, weighted_order
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
 from ssl_med.tasks.base import PretextTask
@@ -113,7 +114,7 @@ class MAE(PretextTask):
         norm_pix: predict each patch standardised by its own mean and variance, so that soft tissue counts beside air.
         mask: which patches are hidden: ``uniform`` any (the paper), ``block`` contiguous blocks (BEiT, arXiv
             2106.08254), ``tube`` the same at all places of the first axis (VideoMAE, arXiv 2203.12602), ``saliency`` in
-            proportion to a saliency map, ``foreground`` those with tissue before those without.
+            proportion to a saliency map, ``foreground`` this share of those with tissue, the rest among air.
         saliency: where the map of ``saliency`` comes from; fine-grained saliency if None.
     """
 
@@ -180,7 +181,7 @@ class MAE(PretextTask):
             return weighted_order(draws, weight, padding)
         if self.mask == "foreground":
             tissue = patchify(Foreground()(view), self.backbone.patch).amax(-1) > 0
-            return weighted_order(draws, tissue.float(), padding)
+            return tissue_order(draws, tissue, self.mask_ratio, padding)
         return random_order(draws, math.prod(grid), padding)
 
     def reconstruct(self, view: Batch, hidden: Hidden) -> Float[Tensor, "b h p"]:
@@ -189,15 +190,19 @@ class MAE(PretextTask):
         return self.decoder(self.backbone.encode(tokens.keep(hidden.seen)), hidden)
 
     def error(self, view: Batch, hidden: Hidden, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error over the hidden voxels that are not padding, and the share of constant hidden patches."""
+        """Mean squared error over the hidden voxels that are not padding, and the share of constant hidden patches.
+
+        Both are over the images of all processes.
+        """
         target, weight = self._targets(view, hidden)
         mean, variance = patch_moments(target, weight)
         real = weight.amax(-1) > 0
-        constant = ((variance[..., 0] <= _CONSTANT) & real).sum() / real.sum().clamp(min=1)
+        constant = ranks.total(((variance[..., 0] <= _CONSTANT) & real).sum())
+        share = constant / ranks.total(real.sum()).clamp(min=1)
         if self.norm_pix:
             target = (target - mean) / (variance + 1e-6).sqrt()
         squared = (prediction.float() - target) ** 2 * weight
-        return squared.sum() / weight.sum().clamp(min=1), constant
+        return ranks.total(squared.sum()) / ranks.total(weight.sum()).clamp(min=1), share
 
     def _targets(self, view: Batch, hidden: Hidden) -> tuple[Tensor, Tensor]:
         """Voxels of the hidden patches, and 1 where a voxel is real, 0 where it is padding."""

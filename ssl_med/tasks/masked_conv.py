@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_med.backbones import Backbone
 from ssl_med.backbones.unet import CONV
 from ssl_med.decoders import PyramidDecoder
+from ssl_med.ops import ranks
 from ssl_med.ops.masking import hidden_blocks, visible_count
 from ssl_med.tasks.base import PretextTask
 from ssl_med.transforms import SingleView, Views
@@ -48,12 +49,12 @@ class MaskedConv(PretextTask):
         self.predict = CONV[backbone.spatial_dims](self.decoder.out_channels, backbone.in_channels, 1)
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Mean squared error over blanked voxels that are not padding."""
+        """Mean squared error over blanked voxels of all processes that are not padding."""
         view = self.views(batch)[0]
         hidden = self.hide(view)
         weight = hidden if "valid" not in view else hidden & view["valid"]
         error = (self.reconstruct(view, hidden) - view["image"].float()).square() * weight
-        return {"loss": error.sum() / (weight.sum() * error.shape[1]).clamp(min=1)}
+        return {"loss": ranks.total(error.sum()) / ranks.total(weight.sum() * error.shape[1]).clamp(min=1)}
 
     def hide(self, view: Batch) -> Bool[Tensor, "b 1 *space"]:
         """True where the image is blanked.

@@ -24,7 +24,7 @@ class MoCoV3(MomentumContrast):
     Args:
         backbone: any; it is the query branch's and is exported.
         views: two views of each image; by default crops, flips, blur (always in the first, rarely in the second) and
-            noise, for three channels the published changes of colour instead.
+            noise, for 2D images of three channels the published changes of colour instead.
         temperature: of the contrast (ViT 0.2, ResNet 1.0).
         momentum: of the key branch at the start, cosine to 1; None is the paper's 0.99.
         hidden_dim: width inside the heads; None is the paper's 4096.
@@ -45,7 +45,7 @@ class MoCoV3(MomentumContrast):
         pooling: Literal["class", "mean"] = "class",
         freeze_patch_embedding: bool = False,
     ) -> None:
-        views = views if views is not None else default_views(backbone.in_channels)
+        views = views if views is not None else default_views(backbone.in_channels, backbone.spatial_dims)
         if freeze_patch_embedding:
             freeze_patches(backbone)
         super().__init__(backbone, views, temperature, momentum, hidden_dim, out_dim, pooling)
@@ -86,8 +86,8 @@ def freeze_patches(backbone: Backbone) -> None:
     backbone.patch_embed.requires_grad_(False)
 
 
-def default_views(channels: int) -> Views:
+def default_views(channels: int, spatial_dims: int) -> Views:
     """BYOL's views (arXiv 2006.07733); without colour for images that have none."""
-    look = [appearance(channels, 1.0), appearance(channels, 0.1, solarized=0.2)]
+    look = [appearance(channels, spatial_dims, 1.0), appearance(channels, spatial_dims, 0.1, solarized=0.2)]
     first, second = ([RandomResizedCrop(scale=(0.08, 1.0)), Flip(), *changes] for changes in look)
     return PairedViews(first, second)

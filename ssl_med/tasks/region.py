@@ -58,7 +58,7 @@ class RegionContrast(PretextTask):
         if temperature <= 0:
             raise UserError(f"RegionContrast: temperature must be above 0, got {temperature}")
         self.backbone, self.size = backbone, size
-        self.views = views if views is not None else default_views(backbone.in_channels)
+        self.views = views if views is not None else default_views(backbone.in_channels, backbone.spatial_dims)
         self.boxes = boxes if boxes is not None else SaliencyBoxes()
         self.temperature, self.hidden_dim, self.out_dim = temperature, hidden_dim, out_dim
         hidden = hidden_dim or backbone.embed_dim
@@ -161,8 +161,8 @@ class RegionContrast(PretextTask):
         return self.backbone.layers()
 
 
-def default_views(channels: int) -> Views:
+def default_views(channels: int, spatial_dims: int) -> Views:
     """The paper's changes of a crop: flips, colour where there is some, a slight resized crop, turns, shifts."""
     crops = RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.8, 1.25))
     turns = Affine(rotation=180.0, scale=(1.0, 1.0), translation=0.2)
-    return SingleView([Flip(), crops, turns, *appearance(channels, 0.5)])
+    return SingleView([Flip(), crops, turns, *appearance(channels, spatial_dims)])

@@ -19,7 +19,7 @@ class SimCLR(TwoViewTask):
 
     Args:
         backbone: any.
-        views: two views; crops, flips, brightness, contrast, blur and noise by default.
+        views: two views; crops, flips, blur and noise by default, for RGB pictures colour instead of noise.
         hidden_dim: width of the head's hidden layer.
         out_dim: width of the embedding (paper: 128).
         temperature: of the similarities; None for one that fits the batch, or 0.1 (paper, for large batches) where no
@@ -41,8 +41,9 @@ class SimCLR(TwoViewTask):
     @classmethod
     def choose(cls, settings: Mapping[str, Any], plan: Plan) -> dict[str, Choice]:
         """A higher temperature for small batches (paper, table 5: 0.5 was best at 256, 0.1 at 4096)."""
-        temperature = 0.5 if plan.batch_size <= 256 else 0.1
-        return {"temperature": Choice(temperature, f"batches of {plan.batch_size}; the paper's best is 0.5 up to 256")}
+        size = plan.forward_size
+        reason = f"{size} images are contrasted in a forward pass; the paper's best is 0.5 up to 256"
+        return {"temperature": Choice(0.5 if size <= 256 else 0.1, reason)}
 
     def forward(self, batch: Batch, progress: float) -> Losses:
         """NT-Xent of both views, and its value for an embedding that knows nothing."""

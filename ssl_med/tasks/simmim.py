@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_med.backbones.vit import ViT
+from ssl_med.ops import ranks
 from ssl_med.ops.masking import hidden_blocks, visible_count
 from ssl_med.ops.patches import grid_of, unpatchify
 from ssl_med.tasks.base import PretextTask
@@ -36,14 +37,14 @@ class SimMIM(PretextTask):
         self.predict = nn.Linear(backbone.embed_dim, backbone.patch_embed.proj.in_features)
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Mean absolute error over hidden voxels that are not padding."""
+        """Mean absolute error over hidden voxels of all processes that are not padding."""
         view = self.views(batch)[0]
         hidden = self.hide(view)
         error = (self.reconstruct(view, hidden) - view["image"].float()).abs()
         weight = self._voxels(hidden, view).expand_as(error)
         if "valid" in view:
             weight = weight * view["valid"]
-        return {"loss": (error * weight).sum() / weight.sum().clamp(min=1)}
+        return {"loss": ranks.total((error * weight).sum()) / ranks.total(weight.sum()).clamp(min=1)}
 
     def hide(self, view: Batch) -> Bool[Tensor, "b n"]:
         """True for hidden patches; whole blocks are hidden.

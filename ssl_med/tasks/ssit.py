@@ -213,12 +213,12 @@ def patch_count(view: Batch, patch: tuple[int, ...]) -> int:
 
 
 def default_views(spatial_dims: int, channels: int) -> Views:
-    """The paper's views: a small crop that is always blurred, a large one that rarely is; colour changes for colour.
+    """The paper's views: a small crop that is always blurred, a large one that rarely is; colour for RGB pictures.
 
     Images turn by up to 180 degrees as in the paper, volumes by up to 30.
     """
     turn = 180.0 if spatial_dims == 2 else 30.0
-    look = [appearance(channels, 1.0), appearance(channels, 0.1, solarized=0.2)]
+    look = [appearance(channels, spatial_dims, 1.0), appearance(channels, spatial_dims, 0.1, solarized=0.2)]
     first, second = (
         [RandomResizedCrop(scale=share), Affine(rotation=turn, scale=(1.0, 1.0), probability=0.8), Flip(), *changes]
         for share, changes in zip([(0.08, 0.8), (0.8, 1.0)], look, strict=True)

@@ -83,13 +83,13 @@ class SwAV(PretextTask):
     @classmethod
     def choose(cls, settings: Mapping[str, Any], plan: Plan) -> dict[str, Choice]:
         """No more prototypes than images that can fill them; frozen for the first epoch."""
-        count = min(PROTOTYPES, max(8, min(plan.images // 8, plan.batch_size)))
+        count = min(PROTOTYPES, max(8, min(plan.images // 8, plan.forward_size)))
         epoch = plan.images / plan.batch_size / plan.steps
         return {
             "prototypes": Choice(
                 count,
-                f"the least of {PROTOTYPES} (the paper's), {plan.images} images / 8, and the {plan.batch_size} images "
-                "of a batch, which the codes share out evenly",
+                f"the least of {PROTOTYPES} (the paper's), {plan.images} images / 8, and the {plan.forward_size} "
+                "images of a forward pass, which the codes share out evenly",
             ),
             "freeze": Choice(round(min(epoch, 0.1), 4), "the first epoch, at most a tenth of the training"),
         }

@@ -15,7 +15,7 @@ class VICReg(TwoViewTask):
 
     Args:
         backbone: any.
-        views: two views; crops, flips, brightness, contrast, blur and noise by default.
+        views: two views; crops, flips, blur and noise by default, for RGB pictures colour instead of noise.
         out_dim: width of all three layers of the head (paper: 8192; a smaller one suits small data).
         invariance: weight of the views' agreement.
         variance: weight of the hinge that keeps each dimension's standard deviation at 1.

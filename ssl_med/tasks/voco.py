@@ -36,7 +36,8 @@ class VoCo(PretextTask):
         hidden_dim: width of the head's hidden layers.
         out_dim: width of the embedding.
         regularisation: weight of the term that keeps regions apart.
-        weighting: of the pairs in the prediction: ``overlap`` as the authors' code, ``equal`` as equation 3.
+        weighting: of the pairs: ``overlap`` as the authors' code, ``equal`` as equations 3 and 5, see
+            :func:`~ssl_med.ops.position_contrast.position_loss`.
         momentum: of the teacher that embeds the regions for the prediction (0.9 in the authors' code); 0 for none, as
             in the paper: then the student's own embeddings of the regions are the targets, without a gradient.
 
@@ -74,7 +75,7 @@ class VoCo(PretextTask):
         regions = self.crops(self.views(batch)[0])
         cosine, bases = self.compare(regions)
         prediction = position_loss(cosine, regions.overlap, regions.present, self.weighting)
-        discrepancy = discrepancy_loss(bases, regions.present)
+        discrepancy = discrepancy_loss(bases, regions.present, self.weighting)
         blind = position_loss(torch.zeros_like(cosine), regions.overlap, regions.present, self.weighting)
         loss = prediction + self.regularisation * discrepancy
         return {"loss": loss, "prediction": prediction, "discrepancy": discrepancy, "prediction_blind": blind}

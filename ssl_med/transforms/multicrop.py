@@ -42,7 +42,7 @@ class MultiCrop(Views):
       Gibbs ringing on the second global view (3DINO).
     - ``none``: nothing.
     - ``auto``: ``colour`` for 2D images with three channels, ``ct`` for all others, because nothing in a batch says of
-      which modality it is.
+      which modality it is. Three windows of a CT slice look like colours: set ``ct`` for them.
 
     Args:
         local_count: number of local views.

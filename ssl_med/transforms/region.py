@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssl_med.ops.random import Draws
 from ssl_med.ops.regions import Boxes
+from ssl_med.transforms.spatial import least
 from ssl_med.types import Batch
 
 _VOXELS = ("image", "saliency", "mask", "valid")
@@ -39,7 +40,9 @@ def crop_corner(boxes: Boxes, size: tuple[int, ...], space: tuple[int, ...], dra
 
 
 def crop(batch: Batch, corner: Tensor, size: tuple[int, ...]) -> Batch:
-    """Cut all that has voxels, without interpolation; what lies outside an image is 0, -1 in the mask, and not valid.
+    """Cut all that has voxels, without interpolation; what lies outside an image is its least value, like air.
+
+    Outside, the mask is -1, the saliency 0, and nothing is valid.
 
     Args:
         batch: images.
@@ -51,11 +54,15 @@ def crop(batch: Batch, corner: Tensor, size: tuple[int, ...]) -> Batch:
     whole, cut = {**batch, "valid": valid}, dict(batch)
     for key in _VOXELS:
         if key in whole:
-            cut[key] = _cut(whole[key], corner, size, -1 if key == "mask" else 0)
+            cut[key] = _cut(whole[key], corner, size, _outside(key, whole[key]))
     return cast(Batch, cut)
 
 
-def _cut(x: Tensor, corner: Tensor, size: tuple[int, ...], outside: int) -> Tensor:
+def _outside(key: str, x: Tensor) -> Tensor:
+    return least(x) if key == "image" else torch.full_like(x[:1, :1].flatten()[:1], -1 if key == "mask" else 0)
+
+
+def _cut(x: Tensor, corner: Tensor, size: tuple[int, ...], outside: Tensor) -> Tensor:
     beyond = torch.zeros([len(x), 1, *size], dtype=torch.bool, device=x.device)
     for axis, length in enumerate(size):
         place = corner[:, axis, None] + torch.arange(length, device=x.device)
@@ -65,4 +72,4 @@ def _cut(x: Tensor, corner: Tensor, size: tuple[int, ...], outside: int) -> Tens
         target[2 + axis] = length
         index = place.clamp(0, x.shape[2 + axis] - 1).reshape(shape).expand(target)
         x = x.gather(2 + axis, index)
-    return x.masked_fill(beyond, outside)
+    return torch.where(beyond, outside, x)

@@ -64,6 +64,11 @@ def resample(
     return functional.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=False).to(x.dtype)
 
 
+def least(x: Shaped[Tensor, "b c *space"]) -> Shaped[Tensor, "b c *ones"]:
+    """The smallest value of each channel of each image: what air looks like, however the intensities are scaled."""
+    return x.amin(tuple(range(2, x.ndim)), keepdim=True)
+
+
 class Flip(SpatialTransform):
     """Mirrors images along axes, without interpolation.
 
@@ -228,9 +233,9 @@ class RandomResizedCrop(SpatialTransform):
 class Affine(SpatialTransform):
     """Rotates, scales, shears and shifts each image about its centre, in millimetres where the batch has a spacing.
 
-    What comes from outside the image is 0 in the image, the saliency and the mask (background), and False in ``valid``.
-    A batch without ``valid`` does not get one, so its corners are zeros that nothing marks. Spacing stays: a scale is a
-    change of the anatomy.
+    What comes from outside the image is the image's least value in each channel (air, whatever the intensities were
+    scaled to), 0 in the saliency and the mask (background), and False in ``valid``. A batch without ``valid`` does not
+    get one, so that nothing marks its corners. Spacing stays: a scale is a change of the anatomy.
 
     Args:
         rotation: largest angle in degrees, uniform in both directions; in 3D about an axis of random direction.
@@ -270,6 +275,9 @@ class Affine(SpatialTransform):
         extent = torch.tensor(space, device=x.device) * params["spacing"]
         matrix = params["matrix"] * extent[:, None, :] / extent[:, :, None]
         matrix = torch.cat([matrix, 2 * params["shift"][..., None]], -1)
+        if key == "image":
+            air = least(x)
+            return resample(x - air, matrix, space, "bilinear", "zeros") + air
         return resample(x, matrix, space, "nearest" if key in NEAREST else "bilinear", "zeros")
 
     def _rotations(self, draws: Draws, count: int) -> Tensor:

@@ -147,7 +147,7 @@ def _takes_decoder(class_path: str, card: Mapping[str, Any]) -> bool:
 def _class_count(store: Any, targets: str | None) -> int:
     if targets == "mask":
         return 1 + max(value for row in store.rows for value in row.mask_values)  # rows with masks were found before
-    return max(len(store.class_names), 1 + max(row.label for row in store.rows))
+    return max(len(store.class_names), 1 + int(store.rows.column("label").max()))
 
 
 def _run_one(

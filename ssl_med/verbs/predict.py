@@ -28,17 +28,14 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     from ssl_med.exports import load_task, read_card
 
     card, task = read_card(model), load_task(str(model)).to(best_device())
-    if fixed := card["input"].get("fixed_spacing_mm"):
-        raise UserError(
-            f"{model} was trained at {fixed} mm per voxel (data.crop_mm), and predict keeps the spacing of each image: "
-            "fine-tune without crop_mm on a store made with `ssl-med prepare --spacing`"
-        )
+    if grid := _other_grid(card):
+        raise UserError(f"{model} was trained on {grid}, and predict keeps each image's own grid: fine-tune without it")
     data, out = Path(data), Path(out)
     records = list(find_images(data)) if data.exists() else []
     if not records:
         raise UserError(f"{data}: no image found")
     out.mkdir(parents=True, exist_ok=True)
-    done, lines = 0, []
+    done, lines, written = 0, [], set()
     for record in records:
         try:
             image = _admitted(record, card)
@@ -50,13 +47,26 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
         if found.ndim == 1:
             lines.append([record.name, *[f"{p:.6f}" for p in found]])
         else:
-            _write_map(found[(0, *[slice(n) for n in space])], record, image, out)
+            _write_map(found[(0, *[slice(n) for n in space])], record, image, out, written)
     if not done:
         raise UserError(f"{data}: none of the {len(records)} images can be predicted")
     if lines:
         _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
     print(f"predicted {done} of {len(records)} images: {out}")
     return out
+
+
+def _other_grid(card: dict[str, Any]) -> str:
+    """The grid that images were brought to for training, in words; empty where they kept their own."""
+    facts = card["input"]
+    prepared = facts.get("prepared") or {}
+    if fixed := facts.get("fixed_spacing_mm"):
+        return f"crops of {fixed} mm per voxel (data.crop_mm)"
+    if prepared.get("spacing"):
+        return f"images resampled to {prepared['spacing']} mm (prepare --spacing)"
+    if prepared.get("orientation") not in (None, "RAS"):
+        return f"images turned to {prepared['orientation']} (prepare --orientation)"
+    return ""
 
 
 def _admitted(record: Any, card: dict[str, Any]) -> Any:
@@ -106,28 +116,37 @@ def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
         return task.predict(to_device(batch, best_device()))[0].cpu().numpy()
 
 
-def _write_map(labels: Any, record: Any, image: Any, out: Path) -> None:
+def _write_map(labels: Any, record: Any, image: Any, out: Path, written: set[Path]) -> None:
     """One label map under the source's name, on the source's grid."""
     import nibabel
     import numpy as np
 
     from ssl_med.data.readers.nifti import restore
 
-    labels, target = labels.astype(np.uint8), out / record.name
+    labels = labels.astype(np.uint8)
+    target = _target(record.name, out, ".png" if labels.ndim == 2 else ".nii.gz", written)
     target.parent.mkdir(parents=True, exist_ok=True)
     if labels.ndim == 2:
         from PIL import Image as Picture
 
-        Picture.fromarray(labels).save(target.parent / f"{_stem(target)}.png")
+        Picture.fromarray(labels).save(target)
     elif record.reader == "nifti":
-        nibabel.save(restore(labels, record.files[0]), target.parent / f"{_stem(target)}.nii.gz")
+        nibabel.save(restore(labels, record.files[0]), target)
     else:
         affine = np.eye(4) if image.affine is None else image.affine
-        nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), target.parent / f"{_stem(target)}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine), target)
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii") if path.name.endswith((".nii", ".nii.gz")) else path.stem
+def _target(name: str, out: Path, suffix: str, written: set[Path]) -> Path:
+    """Where the map of a source goes: its name with another suffix, or behind its whole name where that is taken."""
+    source, _, item = name.partition("#")
+    path, item = out / source, f"_{item.replace('/', '_')}" if item else ""
+    stem = Path(path.stem).stem if path.suffix == ".gz" else path.stem
+    target = path.with_name(f"{stem}{item}{suffix}")
+    if target in written:
+        target = path.with_name(f"{path.name}{item}{suffix}")
+    written.add(target)
+    return target
 
 
 def _write_table(lines: list[list[str]], class_names: list[str], path: Path) -> None:

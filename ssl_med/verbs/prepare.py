@@ -92,9 +92,16 @@ def _check_room(layout: str, records: "list[Record]", out: Path, settings: "Sett
     from ssl_med.errors import UserError
 
     need, free = disk_estimate(records, out, settings)
+    need = max(0, need - _written(out, settings.format))
     print(f"{layout}: {len(records)} images; the store may need {_size(need)}, {_size(free)} are free there")
     if need > free:
         raise UserError(f"the store at {out} may need {_size(need)}, {_size(free)} are free there: make room")
+
+
+def _written(out: Path, suffix: str) -> int:
+    """Bytes that an earlier run, interrupted or not, has put into the store."""
+    files = (path for part in ("images", "masks") for path in (out / part).glob(f"*.{suffix}"))
+    return sum(path.stat().st_size for path in files)
 
 
 def _size(count: int) -> str:

@@ -53,8 +53,13 @@ class File(NamedTuple):
 
 
 def name_of(path: Path, folder: Path) -> str:
-    """Path relative to the data folder, with slashes on every system; the bare name if the folder is that file."""
-    return path.relative_to(folder).as_posix() if path != folder and path.is_relative_to(folder) else path.name
+    """Path relative to the data folder, with slashes on every system; the bare name if the folder is that file.
+
+    A file outside the folder keeps its whole path: bare names of two folders may be the same.
+    """
+    if path == folder:
+        return path.name
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def stem_of(path: Path) -> str:

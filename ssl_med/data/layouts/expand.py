@@ -70,7 +70,7 @@ def series_records(
         first: what the path of a series' first file says.
         together: group over all files; otherwise within each folder at the top, so that few are held at a time.
     """
-    groups = [(None, files)] if together else groupby(files, lambda file: file.path.relative_to(folder).parts[0])
+    groups = [(None, files)] if together else groupby(files, lambda file: _top(file.path, folder))
     for _, group in groups:
         for series in dicom.find_series(file.path for file in group):
             record = first(File(series.files[0], "dicom"))
@@ -86,3 +86,9 @@ def series_records(
                 aside=series.aside,
                 notes=series.notes,
             )
+
+
+def _top(path: Path, folder: Path) -> str:
+    """The folder at the top that a file lies in; empty for the files beside those folders, which are one group."""
+    parts = path.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else ""

@@ -106,7 +106,10 @@ class Table:
             reader = reader_of(path)
             if reader is None:
                 raise UserError(f"{self.path.name}, line {number}: no reader opens a {path.suffix or 'nameless'} file")
-            yield self._record(path, reader, row)
+            if reader == "dicom":
+                yield from self._stacks(path, row)
+            else:
+                yield self._record(path, reader, row)
 
     def _series(self, folder: Path, number: int, row: dict[str, str]) -> Record:
         """The one DICOM series of a folder that a cell names."""
@@ -116,10 +119,17 @@ class Table:
             raise UserError(
                 f"{self.path.name}, line {number} names a folder with {len(series)} DICOM series: expected one"
             )
-        one = series[0]
-        record = self._record(folder, "dicom", row)
-        modality = record.modality or one.modality
-        return replace(record, files=one.files, item=one.item, modality=modality, aside=one.aside, notes=one.notes)
+        return _with_header(self._record(folder, "dicom", row), series[0])
+
+    def _stacks(self, path: Path, row: dict[str, str]) -> Iterator[Record]:
+        """The images of one DICOM file: several where it holds several stacks of frames."""
+        if not path.is_file():
+            yield self._record(path, "dicom", row)  # reading it tells the reason
+            return
+        for one in dicom.find_series([path]):
+            record = self._record(path, "dicom", row)
+            name = record.name if one.item is None else f"{record.name}#{one.item}"
+            yield replace(_with_header(record, one), name=name)
 
     def _record(self, path: Path, reader: str, row: dict[str, str]) -> Record:
         split = self._value("split", row)
@@ -200,6 +210,20 @@ class Table:
             f"{self.path.name}: label column {self.source['label']!r} holds {what}, expected "
             "0, 1, 2 ... or words: choose another with columns={'label': '...'} or leave it out with ''"
         )
+
+
+def _with_header(record: Record, series: dicom.Series) -> Record:
+    """A row and what the headers of its series tell; what the table says of patient, study and modality goes first."""
+    return replace(
+        record,
+        files=series.files,
+        item=series.item,
+        patient=record.patient or series.patient,
+        study=record.study or series.study,
+        modality=record.modality or series.modality,
+        aside=series.aside,
+        notes=series.notes,
+    )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Decoders that may crash on damaged pixels, in a process of their own: a crash there is a refused image here."""
 
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -13,9 +14,16 @@ import numpy as np
 
 from ssl_med.data.readers.dicom_frames import decoded, plugin_for
 from ssl_med.data.readers.dicom_header import quiet, read_header
+from ssl_med.data.readers.gate import DEFAULT_LIMITS
 from ssl_med.data.record import Unreadable
 
 _FRAME, _REASON, _END = b"f", b"r", b"e"
+
+_SECONDS = 60
+"""Of processor time that decoding may take, and one more for each MiB of the files."""
+
+_BYTES = DEFAULT_LIMITS.size + 2**32
+"""Of address space: the largest image that is admitted, and room for the libraries."""
 
 
 def decoded_apart(files: Sequence[Path]) -> Iterator[np.ndarray]:
@@ -64,11 +72,20 @@ def _array(stream: IO[bytes]) -> np.ndarray:
         raise Unreadable("pixels are damaged: their decoder crashed") from None
 
 
+def _confine(files: Sequence[Path]) -> None:
+    """Let this process be killed, or run out of memory, where a damaged stream keeps its decoder busy for ever."""
+    seconds = _SECONDS + sum(file.stat().st_size for file in files) // 2**20
+    for kind, wanted in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, _BYTES)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
 def main() -> None:
     """Decode the files named on the standard input, separated by zeros, to the standard output."""
     files = [Path(os.fsdecode(name)) for name in sys.stdin.buffer.read().split(b"\0")]
     out = sys.stdout.buffer
     try:
+        _confine(files)
         with quiet():
             for file in files:
                 header = read_header(file)
@@ -76,6 +93,8 @@ def main() -> None:
                     _write(frame, out)
     except Unreadable as reason:
         out.write(_REASON + str(reason).encode())
+    except MemoryError:
+        out.write(_REASON + b"pixels need more memory than their decoder may take")
     else:
         out.write(_END)
     out.flush()

@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from ssl_med.data.readers.dicom_tags import MODALITIES, NOT_IMAGES, TAGS
 from ssl_med.data.readers.gate import Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
-from ssl_med.data.record import Unreadable
+from ssl_med.data.record import BURNED_IN, Unreadable
 
 BROKEN: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError)
 BROKEN += (InvalidDicomError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
@@ -176,4 +176,4 @@ def notes_of(headers: list[Dataset]) -> tuple[str, ...]:
     """What a person should know of the picture: names may stand in it."""
     burned = any(str(header.get("BurnedInAnnotation", "")).upper() == "YES" for header in headers)
     risky = any(is_secondary_capture(header) or header.get("Modality") == "US" for header in headers)
-    return ("burned-in text possible",) if burned or risky else ()
+    return (BURNED_IN,) if burned or risky else ()
