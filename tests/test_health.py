@@ -24,7 +24,8 @@ HEALTHY = {"feature_spread": 0.8, "effective_rank": 12.0}
     ("signs", "word"),
     [
         ({}, ""),
-        ({"feature_spread": 0.001}, "nearly the same for all images"),
+        ({"feature_spread": 0.006, "effective_rank": 7.0}, ""),  # an MAE on X-rays that learned
+        ({"feature_spread": 0.0009}, "nearly the same for all images"),
         ({"effective_rank": 1.1}, "lie on a line"),
         ({"effective_rank": math.nan}, "not finite"),
         ({"feature_spread": math.inf}, "not finite"),

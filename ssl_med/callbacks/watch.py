@@ -105,7 +105,7 @@ def judge_features(signs: Mapping[str, float]) -> str:
     """A sentence if the backbone's features have collapsed or are no numbers; empty if not."""
     if not all(math.isfinite(signs[name]) for name in ("feature_spread", "effective_rank")):
         return "the features are not finite: the training has diverged; lower the learning rate or clip gradients"
-    if signs["feature_spread"] < 0.01:
+    if signs["feature_spread"] < 0.001:  # a sound MAE went down to 0.006: its features share a large mean
         return (
             f"the features are nearly the same for all images (spread {signs['feature_spread']:.4f}, 1 would be "
             "isotropic): the task has collapsed; lower the learning rate or lengthen the warm-up"
