@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from two_processes import leave
 
 from ssl_med.backbones import ViT
 from ssl_med.errors import UserError
@@ -203,7 +204,7 @@ def _work(rank: int, folder: str) -> None:
         value /= 2
     count = task.draw(_batch(slice(4 * rank, 4 * rank + 4))).context.shape[1]
     torch.save({"loss": loss.detach(), "count": count, "gradient": gradient}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

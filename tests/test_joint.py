@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, VICRegLoss
 from lightly.loss.lejepa_loss import SIGReg
+from two_processes import leave
 
 from ssl_med.ops.joint import barlow_twins, cosine_distance, sigreg, vicreg
 from ssl_med.ops.random import sample_keys
@@ -76,7 +77,7 @@ def _work(rank: int, folder: str) -> None:
     loss = _all_losses(x, y, state["directions"])
     loss.backward()
     torch.save({"loss": loss.detach(), "x": x.grad / 2, "y": y.grad / 2}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def _all_losses(x: torch.Tensor, y: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

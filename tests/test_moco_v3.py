@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from miniature import golden, many, signs_of, train
+from two_processes import leave
 
 from ssl_med.backbones import UNetEncoder, ViT
 from ssl_med.errors import UserError
@@ -185,7 +186,7 @@ def _work(rank: int, world: int, folder: str) -> None:
     for gradient in gradients:
         dist.all_reduce(gradient)
     torch.save({"loss": loss.detach(), "gradients": [g / world for g in gradients]}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_equal_one(make_batch: Callable, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Centre(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(prototypes))
-        self.register_buffer("sums", torch.zeros(prototypes + 1), persistent=False)  # of logits, and of their weights
+        self.register_buffer("sums", torch.zeros(prototypes + 1))  # of logits, and of their weights
 
     def forward(
         self, logits: Float[Tensor, "rows k"], temperature: float, weight: Float[Tensor, " rows"] | None = None
