@@ -16,7 +16,7 @@ from ssl_med.data.index import describe_layout, find_images
 from ssl_med.data.layouts import expand
 from ssl_med.data.layouts.classes import looks_like_a_patient
 from ssl_med.data.layouts.masks import masks_beside
-from ssl_med.data.readers import READERS, read, read_mask
+from ssl_med.data.readers import read, read_mask
 from ssl_med.data.record import Record, Unreadable
 from ssl_med.errors import UserError
 
@@ -380,10 +380,7 @@ def test_a_label_column_of_many_words_is_no_class(tmp_path):
 
 # --- clips
 
-clips = pytest.mark.skipif("frames" not in READERS, reason="the reader of frames is not part of this build")
 
-
-@clips
 def test_folders_of_numbered_frames_are_clips(tmp_path):
     for clip in ("x", "y"):
         for number in range(1, 12):
@@ -396,7 +393,6 @@ def test_folders_of_numbered_frames_are_clips(tmp_path):
     assert len(found(tmp_path, layout="patients")) == 22
 
 
-@clips
 def test_numbered_pictures_are_no_clip(tmp_path):
     for number in range(12):
         picture(tmp_path / "images" / f"{number:03d}.png", number)
