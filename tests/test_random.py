@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 import torch
 
+from ssl_med.ops import random
 from ssl_med.ops.random import Draws, fold, mix, sample_keys
 
 WORD = (1 << 64) - 1
@@ -147,3 +148,20 @@ def test_children_do_not_move_their_parent() -> None:
     second.child(0).uniform(4)
     assert torch.equal(first.uniform(4), second.uniform(4))
     assert not torch.equal(first.uniform(4), draws(3).uniform(4))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_compiled_loops_draw_the_same_numbers(monkeypatch, kind: str) -> None:
+    keys = torch.tensor([3, -7, 2**62])
+    compiled = getattr(Draws(keys), kind)(40, 50)
+    monkeypatch.setattr(random, "_LONG", 10**9)
+    plain = getattr(Draws(keys), kind)(40, 50)
+    assert torch.equal(compiled, plain)
+    assert compiled.unique().numel() > 5000
+
+
+def test_a_compiled_call_moves_the_counter_like_any_other() -> None:
+    first, second = Draws(torch.tensor([5])), Draws(torch.tensor([5]))
+    first.uniform(2000)
+    second.uniform(3)
+    assert torch.equal(first.uniform(3), second.uniform(3))

@@ -5,50 +5,21 @@ so that the inner loop has no test for the border. Import this module only where
 :mod:`ssl_med.data.filling` has the same in torch.
 """
 
-import math
 from typing import no_type_check
 
 import numpy as np
 
 from ssl_med.compiled import compiled
-
-_EDGE = 1e-6
-"""Voxels by which rounding may carry a coordinate over the border."""
-
-
-@compiled(nogil=True)
-@no_type_check
-def _inside(start, matrix, shape, count):
-    """First and one past the last of ``count`` steps along the last axis that stay in [0, n - 1] on all three axes."""
-    low, high = 0.0, count - 1.0
-    for axis in range(3):
-        step, top = matrix[axis, 2], shape[axis] - 1.0 + _EDGE
-        if abs(step) < 1e-12:
-            if start[axis] < -_EDGE or start[axis] > top:
-                return 0, 0
-            continue
-        enter, leave = (-_EDGE - start[axis]) / step, (top - start[axis]) / step
-        low, high = max(low, min(enter, leave)), min(high, max(enter, leave))
-    first, last = math.ceil(low), math.floor(high)
-    if last < first:
-        return 0, 0
-    return int(first), int(last) + 1
-
-
-@compiled(nogil=True)
-@no_type_check
-def _pair(size):
-    """The last voxel of an axis that has one behind it, and the step to that one; (0, 0) for a single voxel."""
-    return np.uint32(max(size - 2, 0)), np.uint32(min(size - 1, 1))
+from ssl_med.ops.sampling_kernels import EDGE, inside, pair
 
 
 @compiled(nogil=True, fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy")
 @no_type_check
 def _linear_line(volume, start, matrix, first, last, low, high, shift, factor, line):
     """Interpolate one line of the crop between the steps first and last."""
-    last_z, next_z = _pair(volume.shape[0])
-    last_y, next_y = _pair(volume.shape[1])
-    last_x, next_x = _pair(volume.shape[2])
+    last_z, next_z = pair(volume.shape[0])
+    last_y, next_y = pair(volume.shape[1])
+    last_x, next_x = pair(volume.shape[2])
     start_z, start_y, start_x = start[0], start[1], start[2]
     step_z, step_y, step_x = matrix[0, 2], matrix[1, 2], matrix[2, 2]
     for k in range(first, last):
@@ -88,7 +59,7 @@ def turned_linear(source, matrix, offset, scales, out, valid):
             for j in range(out.shape[2]):
                 for axis in range(3):
                     start[axis] = matrix[axis, 0] * i + matrix[axis, 1] * j + offset[axis]
-                first, last = _inside(start, matrix, volume.shape, out.shape[3])
+                first, last = inside(start, matrix, volume.shape, out.shape[3], EDGE)
                 line = out[channel, i, j]
                 line[:first] = scales[channel, 5]
                 line[last:] = scales[channel, 5]
@@ -109,7 +80,7 @@ def turned_nearest(source, matrix, offset, outside, out):
             for j in range(out.shape[2]):
                 for axis in range(3):
                     start[axis] = matrix[axis, 0] * i + matrix[axis, 1] * j + offset[axis]
-                first, last = _inside(start, matrix, source.shape[1:], out.shape[3])
+                first, last = inside(start, matrix, source.shape[1:], out.shape[3], EDGE)
                 out[channel, i, j] = outside
                 for k in range(first, last):
                     z = np.uint32(start[0] + matrix[0, 2] * k + 0.5)

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_med.ops.streams import compiled_for
+
 TRUNCATE = 4.0
 """A Gaussian is cut after this many standard deviations, as in scipy."""
 
@@ -52,6 +54,8 @@ def _correlate(x: Tensor, kernels: Tensor, axis: int) -> Tensor:
     radius = kernels.shape[1] // 2
     if radius == 0:
         return x
+    if compiled_for(x) and x.dtype == torch.float32 and not x.requires_grad:
+        return _compiled(x, kernels, axis)
     padding = [0] * (2 * (x.ndim - 2))
     first = 2 * (x.ndim - 1 - axis)  # pad counts axes from the last
     padding[first] = padding[first + 1] = radius
@@ -60,6 +64,17 @@ def _correlate(x: Tensor, kernels: Tensor, axis: int) -> Tensor:
     for tap, weight in enumerate(kernels.unbind(1)):
         result = torch.addcmul(result, padded.narrow(axis, tap, x.shape[axis]), weight.reshape(-1, *[1] * (x.ndim - 1)))
     return result
+
+
+def _compiled(x: Tensor, kernels: Tensor, axis: int) -> Tensor:
+    from ssl_med.ops.filter_kernels import correlate
+
+    x = x.detach().contiguous()
+    inner = math.prod(x.shape[axis + 1 :])
+    lines = x.reshape(len(x), -1, x.shape[axis], inner)
+    result = torch.empty_like(lines)
+    correlate(lines.numpy(), kernels.contiguous().numpy(), inner == 1, result.numpy())
+    return result.view_as(x)
 
 
 def cosine_field(coefficients: Float[Tensor, "b *order"], space: tuple[int, ...]) -> Float[Tensor, "b 1 *space"]:

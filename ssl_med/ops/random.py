@@ -16,6 +16,10 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
+_LONG = 1024
+"""Numbers an image from which a compiled loop pays."""
+
+
 def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
 
@@ -59,21 +63,45 @@ class Draws:
 
     def bits(self, *shape: int) -> Int[Tensor, "..."]:
         """Signed 64-bit integers (b, \\*shape), all values equally likely."""
-        self._calls += 1
-        base = fold(self.keys, -1 - self._calls)
+        base = self._next()
         counter = torch.arange(math.prod(shape), device=base.device, dtype=torch.int64)
         return mix(base[:, None] + (counter + 1)[None] * _GOLDEN).reshape(len(base), *shape)
 
+    def _next(self) -> Int[Tensor, " b"]:
+        """The key of this call."""
+        self._calls += 1
+        return fold(self.keys, -1 - self._calls)
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "..."]:
         """Uniform floats in [low, high), (b, \\*shape), with 24 random bits each."""
+        if self._is_long(shape):
+            from ssl_med.ops.random_kernels import uniform
+
+            unit = torch.empty(len(self.keys), math.prod(shape))
+            uniform(self._next().numpy(), unit.numpy())
+            return low + (high - low) * unit.reshape(-1, *shape)
         return low + (high - low) * (_shift(self.bits(*shape), 40).to(torch.float32) * 2.0**-24)
 
     def normal(self, *shape: int) -> Float[Tensor, "..."]:
         """Standard normal floats (b, \\*shape) by the Box-Muller transform."""
-        bits = self.bits(*shape)
-        radius = (_shift(bits, 40).to(torch.float32) + 1.0) * 2.0**-24  # (0, 1]: log is finite
-        angle = (_shift(bits, 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+        radius, angle = self._polar(shape)
         return (-2.0 * radius.log()).sqrt() * (2.0 * math.pi * angle).cos()
+
+    def _polar(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Radius in (0, 1], so that its logarithm is finite, and angle in [0, 1) turns."""
+        if self._is_long(shape):
+            from ssl_med.ops.random_kernels import polar
+
+            radius, angle = torch.empty(2, len(self.keys), math.prod(shape))
+            polar(self._next().numpy(), radius.numpy(), angle.numpy())
+            return radius.reshape(-1, *shape), angle.reshape(-1, *shape)
+        bits = self.bits(*shape)
+        radius = (_shift(bits, 40).to(torch.float32) + 1.0) * 2.0**-24
+        return radius, (_shift(bits, 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+    def _is_long(self, shape: tuple[int, ...]) -> bool:
+        """So many numbers an image that a compiled loop pays; it gives the same ones."""
+        return self.keys.device.type == "cpu" and len(self.keys) > 0 and math.prod(shape) >= _LONG
 
     def integers(self, high: int, *shape: int) -> Int[Tensor, "..."]:
         """Integers 0 .. high - 1, (b, \\*shape); the bias is below high / 2**40."""

@@ -1,6 +1,6 @@
 """What several processes must compute together; with one process every function returns what it was given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -58,6 +58,17 @@ def total(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """Mean over all processes, which hold equally many rows."""
     return total(x) / world_size()
+
+
+@torch.no_grad()
+def means(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean of each number over all processes, by one all-reduce, without gradient; what all agree on stays."""
+    if world_size() == 1:
+        return {name: value.detach() for name, value in numbers.items()}
+    row = torch.stack([value.detach().double() for value in numbers.values()])
+    dist.all_reduce(row)
+    average = row / world_size()
+    return {name: average[i].to(value.dtype) for i, (name, value) in enumerate(numbers.items())}
 
 
 @torch.no_grad()

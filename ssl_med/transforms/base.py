@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssl_med.errors import UserError
 from ssl_med.ops.random import Draws, fold
+from ssl_med.transforms.box_corners import settled
 from ssl_med.types import Batch
 
 Params = dict[str, Tensor]
@@ -77,24 +78,53 @@ class Transform(nn.Module, ABC):
     def forward(self, batch: Batch) -> Batch:
         """A changed copy of the batch; the input is left as it was."""
         draws = draws_of(batch)
-        chosen = draws.child(1).bernoulli(self.probability)
-        changed = dict(batch)
         with torch.autocast(batch["image"].device.type, enabled=False):  # half precision would move voxels
-            params = self.plan(batch, draws.child(0))
-            for key in self.keys:
-                if key in batch:
-                    new = self.transform(batch[key], params, key)
-                    changed[key] = new if self.probability >= 1 else torch.where(spread(chosen, new), new, batch[key])
-        return cast(Batch, changed)
+            if self.probability >= 1:
+                return cast(Batch, {**batch, **self._changed(batch, draws)})
+            chosen = draws.child(1).bernoulli(self.probability)
+            if batch["image"].device.type == "cpu":
+                return self._only(batch, draws, chosen.nonzero()[:, 0])
+            new = self._changed(batch, draws)
+        return cast(Batch, {**batch, **{k: torch.where(spread(chosen, x), x, batch[k]) for k, x in new.items()}})
+
+    def _changed(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """What the transform changes, of every image."""
+        params = self.plan(batch, draws.child(0))
+        return {key: self.transform(batch[key], params, key) for key in self.keys if key in batch}
+
+    def _only(self, batch: Batch, draws: Draws, rows: Tensor) -> Batch:
+        """Change some images and spend nothing on the others: worth its waiting where the device is the CPU."""
+        if not len(rows):
+            return cast(Batch, dict(batch))
+        part = cast(Batch, {name: value[rows] for name, value in batch.items() if isinstance(value, Tensor)})
+        new = self._changed(part, Draws(draws.keys[rows]))
+        return cast(Batch, {**batch, **{k: batch[k].index_copy(0, rows, x) for k, x in new.items()}})
 
 
 class SpatialTransform(Transform):
-    """A change of geometry: everything that has voxels moves together.
+    """A change of geometry: everything that has voxels moves together, and boxes with it.
 
     :meth:`transform` finds the size of a voxel in ``params["spacing"]``, (b, n); it is one where the batch has none.
     """
 
     keys = ("image", "saliency", "mask", "valid")
+
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """Boxes (b, n, 2 * axes) of images of ``space`` voxels, where the transform moves them; they may stick out.
+
+        Raises:
+            UserError: a transform that was not told how.
+        """
+        raise UserError(f"{type(self).__name__} does not move boxes: leave it out where data.targets is boxes")
+
+    def _changed(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        params = self.plan(batch, draws.child(0))
+        new = {key: self.transform(batch[key], params, key) for key in self.keys if key in batch}
+        if "boxes" in batch and "box_labels" in batch:
+            moved = self.corners(batch["boxes"], params, tuple(batch["image"].shape[2:]))
+            size = tuple(new["image"].shape[2:])
+            new["boxes"], new["box_labels"] = settled(moved, batch["box_labels"], size)
+        return new
 
     def plan(self, batch: Batch, draws: Draws) -> Params:
         """The drawn parameters and the spacing of each image."""

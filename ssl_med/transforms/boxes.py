@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional
 
 from ssl_med.ops.random import Draws
-from ssl_med.transforms.spatial import sampling_grid
+from ssl_med.ops.sampling import read_affine
 
 ATTEMPTS = 10
 
@@ -143,8 +142,5 @@ def read_boxes(
     Returns:
         (v * b, c, \\*size): all images in their first box, then all in their second ...
     """
-    grid = sampling_grid(boxes.matrix(), size)
-    grid = grid.reshape(len(x), -1, *size[1:], len(size))  # the boxes of an image as one tall picture: no copy of x
-    found = functional.grid_sample(x.float(), grid, mode=mode, padding_mode="border", align_corners=False)
-    found = found.reshape(*found.shape[:2], -1, *size).movedim(2, 0)
-    return found.flatten(0, 1).to(x.dtype)
+    found = read_affine(x, boxes.matrix(), size, mode)
+    return found.unflatten(0, (len(x), -1)).transpose(0, 1).flatten(0, 1)

@@ -13,7 +13,8 @@ from ssl_med.transforms.intensity_scan import Sharpen
 class OneOf(Transform):
     """Applies one of several changes of grey values, the same chance for each.
 
-    All are computed and one is taken, so that an image never waits for its neighbour in the batch.
+    On an accelerator all are computed and one is taken, so that an image never waits for its neighbour in the batch; on
+    a CPU each is computed for the images that chose it.
 
     Args:
         transforms: to choose from, each of probability 1; blur or sharpening by default (3DINO, arXiv 2501.11755).
@@ -34,17 +35,20 @@ class OneOf(Transform):
         return [t for t in self.transforms if isinstance(t, Transform)]
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
-        """Which one, and what each of them draws."""
-        params: Params = {"chosen": draws.integers(len(self.transforms))}
-        for number, member in enumerate(self._members()):
-            drawn = member.sample(image, draws.child(number))
-            params |= {f"{number}.{name}": value for name, value in drawn.items()}
-        return params
+        """Which one, and the keys from which each of them draws."""
+        return {"chosen": draws.integers(len(self.transforms)), "keys": draws.keys}
 
     def transform(self, x: Tensor, params: Params, key: str) -> Tensor:
         """The image as the chosen one makes it."""
         result = x
         for number, member in enumerate(self._members()):
-            mine = {name.partition(".")[2]: v for name, v in params.items() if name.startswith(f"{number}.")}
-            result = torch.where(spread(params["chosen"] == number, x), member.transform(x, mine, key), result)
+            mine = params["chosen"] == number
+            if x.device.type != "cpu":
+                result = torch.where(spread(mine, x), self._by(member, number, x, params["keys"]), result)
+            elif mine.any():
+                rows = mine.nonzero()[:, 0]
+                result = result.index_copy(0, rows, self._by(member, number, x[rows], params["keys"][rows]))
         return result
+
+    def _by(self, member: Transform, number: int, x: Tensor, keys: Tensor) -> Tensor:
+        return member.transform(x, member.sample(x, Draws(keys).child(number)), "image")

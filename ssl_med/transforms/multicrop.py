@@ -174,6 +174,8 @@ class MultiCrop(Views):
             if name in SpatialTransform.keys:
                 mode = "nearest" if name in NEAREST else "bilinear"
                 crops[name] = read_boxes(cast(Tensor, value), boxes, size, mode)
+        if "modality" in batch:
+            crops["modality"] = batch["modality"].repeat(len(streams))
         if "spacing" in batch:
             extent = (spacing * space).repeat_interleave(len(streams), 0)
             crops["spacing"] = boxes.spacing(extent, size).unflatten(0, (len(image), -1)).transpose(0, 1).flatten(0, 1)

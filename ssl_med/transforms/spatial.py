@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from ssl_med.errors import UserError
 from ssl_med.ops.random import Draws
+from ssl_med.ops.sampling import read_affine
 from ssl_med.transforms.base import Params, SpatialTransform, check_range, spread
+from ssl_med.transforms.box_corners import enclosing, mirrored, transposed
 
 NEAREST = ("mask", "valid")
 """Keys whose values must not be mixed; the others are interpolated linearly."""
@@ -20,48 +22,6 @@ NEAREST = ("mask", "valid")
 def flip_images(x: Shaped[Tensor, "b c *space"], chosen: Bool[Tensor, " b"], axis: int) -> Shaped[Tensor, "b c *space"]:
     """Turn the chosen images round along one spatial axis."""
     return torch.where(spread(chosen, x), x.flip(2 + axis), x)
-
-
-def sampling_grid(matrix: Float[Tensor, "b n m"], size: Sequence[int]) -> Float[Tensor, "b *size n"]:
-    """Input coordinates of every output voxel, for ``grid_sample``.
-
-    Unlike ``affine_grid`` it needs no matrix product, whose reduced precision on GPUs would move voxels.
-
-    Args:
-        matrix: (b, n, n + 1), output -> input; rows and columns in memory order, in coordinates where -1 and 1 are the
-            outer faces of the first and last voxel.
-        size: output voxels per axis.
-    """
-    count = len(size)
-    places = [
-        ((2 * torch.arange(length, device=matrix.device, dtype=matrix.dtype) + 1) / length - 1).reshape(
-            [length if other == axis else 1 for other in range(count)]
-        )
-        for axis, length in enumerate(size)
-    ]
-    rows = []
-    for row in matrix.reshape(len(matrix), count, count + 1, *[1] * count).unbind(1):
-        total = row[:, count]
-        for axis, place in enumerate(places):
-            total = total + row[:, axis] * place
-        rows.append(total)
-    return torch.stack(rows[::-1], -1)  # grid_sample counts axes from the last
-
-
-def resample(
-    x: Shaped[Tensor, "b c *space"], matrix: Float[Tensor, "b n m"], size: Sequence[int], mode: str, padding: str
-) -> Shaped[Tensor, "b c *size"]:
-    """Read every image at the places of :func:`sampling_grid`; integers below 2**24 survive ``nearest`` unchanged.
-
-    Args:
-        x: images, masks (integers) or regions (booleans).
-        matrix: (b, n, n + 1), see :func:`sampling_grid`.
-        size: output voxels per axis.
-        mode: ``bilinear`` (trilinear for volumes) or ``nearest``.
-        padding: ``zeros`` or ``border``, what lies outside the image.
-    """
-    grid = sampling_grid(matrix.float(), size)
-    return functional.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=False).to(x.dtype)
 
 
 def least(x: Shaped[Tensor, "b c *space"]) -> Shaped[Tensor, "b c *ones"]:
@@ -101,6 +61,12 @@ class Flip(SpatialTransform):
             x = flip_images(x, chosen, axis)
         return x
 
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """The mirrored boxes."""
+        for axis, chosen in enumerate(params["flipped"].unbind(1)):
+            boxes = mirrored(boxes, chosen, axis, space[axis])
+        return boxes
+
 
 class Rotate90(SpatialTransform):
     """Turns each image by 0, 90, 180 or 270 degrees in one plane, without interpolation.
@@ -119,23 +85,35 @@ class Rotate90(SpatialTransform):
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
         """Quarter turns per image, and a number per plane: the highest one of an allowed plane wins."""
-        return {"turns": draws.integers(4), "order": draws.uniform(len(self._planes(image)))}
+        return {"turns": draws.integers(4), "order": draws.uniform(len(self._planes(tuple(image.shape[2:]))))}
 
     def transform(self, x: Tensor, params: Params, key: str) -> Tensor:
         """The turned tensor, like ``torch.rot90`` in each image's plane."""
-        planes = self._planes(x)
-        first, second = ([plane[end] for plane in planes] for end in (0, 1))
-        same = torch.isclose(params["spacing"][:, first], params["spacing"][:, second], rtol=0.01, atol=0.0)
-        drawn = torch.where(same, params["order"], -1.0)
-        turned = (drawn == drawn.amax(1, keepdim=True)) & same
-        for (a, b), turns in zip(planes, (params["turns"][:, None] * turned).unbind(1), strict=True):
+        for a, b, turns in self._turns(tuple(x.shape[2:]), params):
             x = torch.where(spread(turns % 2 == 1, x), x.transpose(2 + a, 2 + b), x)
             x = flip_images(x, (turns == 1) | (turns == 2), a)
             x = flip_images(x, (turns == 2) | (turns == 3), b)
         return x
 
-    def _planes(self, x: Tensor) -> list[tuple[int, int]]:
-        space = tuple(x.shape[2:])
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """The turned boxes."""
+        for a, b, turns in self._turns(space, params):
+            boxes = transposed(boxes, turns % 2 == 1, a, b)
+            boxes = mirrored(boxes, (turns == 1) | (turns == 2), a, space[a])
+            boxes = mirrored(boxes, (turns == 2) | (turns == 3), b, space[b])
+        return boxes
+
+    def _turns(self, space: tuple[int, ...], params: Params) -> Iterator[tuple[int, int, Tensor]]:
+        """Both axes of each plane, and the quarter turns of every image in it, (b,)."""
+        planes = self._planes(space)
+        first, second = ([plane[end] for plane in planes] for end in (0, 1))
+        same = torch.isclose(params["spacing"][:, first], params["spacing"][:, second], rtol=0.01, atol=0.0)
+        drawn = torch.where(same, params["order"], -1.0)
+        turned = (drawn == drawn.amax(1, keepdim=True)) & same
+        for (a, b), turns in zip(planes, (params["turns"][:, None] * turned).unbind(1), strict=True):
+            yield a, b, turns
+
+    def _planes(self, space: tuple[int, ...]) -> list[tuple[int, int]]:
         equal = [plane for plane in itertools.permutations(range(len(space)), 2) if space[plane[0]] == space[plane[1]]]
         planes = [(a, b) for a, b in equal if a < b] if self.planes is None else [(a, b) for a, b in self.planes]
         if not planes or not set(planes) <= set(equal):
@@ -205,7 +183,11 @@ class RandomResizedCrop(SpatialTransform):
         space = torch.tensor(x.shape[2:], device=x.device, dtype=torch.float32)
         centre = (2 * params["start"] + params["lengths"]) / space - 1
         matrix = torch.cat([torch.diag_embed(params["lengths"] / space), centre[..., None]], -1)
-        return resample(x, matrix, self._size(x), "nearest" if key in NEAREST else "bilinear", "border")
+        return read_affine(x, matrix, self._size(x), "nearest" if key in NEAREST else "bilinear")
+
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """The boxes in voxels of the resized crop."""
+        return (boxes - params["start"].repeat(1, 2)[:, None]) / params["zoom"].repeat(1, 2)[:, None]
 
     def _size(self, x: Tensor) -> list[int]:
         size = list(x.shape[2:]) if self.size is None else self.size
@@ -275,10 +257,16 @@ class Affine(SpatialTransform):
         extent = torch.tensor(space, device=x.device) * params["spacing"]
         matrix = params["matrix"] * extent[:, None, :] / extent[:, :, None]
         matrix = torch.cat([matrix, 2 * params["shift"][..., None]], -1)
-        if key == "image":
-            air = least(x)
-            return resample(x - air, matrix, space, "bilinear", "zeros") + air
-        return resample(x, matrix, space, "nearest" if key in NEAREST else "bilinear", "zeros")
+        fill = least(x).flatten(1) if key == "image" else x.new_zeros(x.shape[:2], dtype=torch.float32)
+        return read_affine(x, matrix, space, "nearest" if key in NEAREST else "bilinear", fill)
+
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """The straight boxes around the moved ones."""
+        size = torch.tensor(space, device=boxes.device, dtype=boxes.dtype)
+        step = params["spacing"]
+        back = torch.linalg.inv(params["matrix"]) * step[:, None, :] / step[:, :, None]
+        middle = size / 2
+        return enclosing(boxes, back, middle - (back * (middle + params["shift"] * size)[:, None]).sum(-1))
 
     def _rotations(self, draws: Draws, count: int) -> Tensor:
         angle = torch.deg2rad(draws.uniform(low=-self.rotation, high=self.rotation))

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ssl_med.ops.random import Draws
 from ssl_med.transforms.base import Params, SpatialTransform, check_range
+from ssl_med.transforms.box_corners import mirrored
 from ssl_med.transforms.spatial import flip_images
 
 
@@ -50,3 +51,9 @@ class RepeatedFlip(SpatialTransform):
             if any(axes):
                 moved[row] = x[row].flip([1 + axis for axis, chosen in enumerate(axes) if chosen])
         return moved
+
+    def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
+        """The mirrored boxes."""
+        for axis, chosen in enumerate(params["flipped"].unbind(1)):
+            boxes = mirrored(boxes, chosen, axis, space[axis])
+        return boxes
