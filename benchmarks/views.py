@@ -93,10 +93,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{machine()}\n\n### 2 + 6 crops of 512 x 512, grey\n\n{report(multi_crop(arguments.batch), arguments.rounds)}\n"
-    )
-    print(f"### Rotation and scale of 96^3\n\n{report(turning(2), arguments.rounds)}")
+    crops, turns = report(multi_crop(arguments.batch), arguments.rounds), report(turning(2), arguments.rounds)
+    print(f"{machine()}\n\n### 2 + 6 crops of 512 x 512, grey\n\n{crops}\n\n### Rotation and scale of 96^3\n\n{turns}")
 
 
 if __name__ == "__main__":
