@@ -2,8 +2,20 @@
 
 from ssl_med.backbones.adapters import MonaiBackbone, TimmBackbone
 from ssl_med.backbones.base import Backbone
+from ssl_med.backbones.genesis import GenesisEncoder
+from ssl_med.backbones.residual_encoder import ResidualEncoder
 from ssl_med.backbones.shared_vit import SharedViT
 from ssl_med.backbones.unet import UNetEncoder
 from ssl_med.backbones.vit import Tokens, ViT
 
-__all__ = ["Backbone", "MonaiBackbone", "SharedViT", "TimmBackbone", "Tokens", "UNetEncoder", "ViT"]
+__all__ = [
+    "Backbone",
+    "GenesisEncoder",
+    "MonaiBackbone",
+    "ResidualEncoder",
+    "SharedViT",
+    "TimmBackbone",
+    "Tokens",
+    "UNetEncoder",
+    "ViT",
+]

@@ -57,6 +57,7 @@ class MonaiBackbone(Backbone):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         width: channels of the first stage (SwinUNETR: feature_size, a multiple of 12).
+        swin_v2: SwinUNETR with a residual convolution before each stage (VoCo's and MONAI's ``use_v2``).
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class MonaiBackbone(Backbone):
         spatial_dims: int = 3,
         in_channels: int = 1,
         width: int = 24,
+        swin_v2: bool = False,
     ) -> None:
         super().__init__()
+        self.swin_v2 = swin_v2
         self.name, self.spatial_dims, self.in_channels, self.width = name, spatial_dims, in_channels, width
         self.network = getattr(self, f"_{name.lower()}")()
         size = 32  # the largest stride of the three
@@ -79,9 +82,8 @@ class MonaiBackbone(Backbone):
     def _swinunetr(self) -> nn.Module:
         from monai.networks.nets.swin_unetr import SwinUNETR
 
-        return SwinUNETR(
-            self.in_channels, 1, feature_size=self.width, spatial_dims=self.spatial_dims, use_checkpoint=False
-        ).swinViT
+        size: dict[str, Any] = {"feature_size": self.width, "spatial_dims": self.spatial_dims}
+        return SwinUNETR(self.in_channels, 1, use_checkpoint=False, use_v2=self.swin_v2, **size).swinViT
 
     def _segresnet(self) -> nn.Module:
         from monai.networks.nets.segresnet import SegResNet

@@ -1,7 +1,7 @@
 """One vision transformer for 2D, 3D and 3D + time (ViT, arXiv 2010.11929), with access to subsets of its tokens.
 
 Positions are computed for the grid at hand, so no image size stands in a config. Parameter names are timm's where both
-have the part, see :mod:`ssl_med.backbones.weights`.
+have the part, see :mod:`ssl_med.weights`.
 """
 
 import math
@@ -81,6 +81,7 @@ class ViT(Backbone):
         drop_path: stochastic depth of the last block.
         layer_scale: initial layer scale; None for none.
         taps: number of feature maps, taken at equal distances in depth; the last is the final one.
+        norm_eps: what the norms add to the variance; weights from elsewhere may want theirs (MONAI 1e-5, HF 1e-12).
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ViT(Backbone):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         taps: int = 4,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         preset = PRESETS[f"vit_{size}"]
@@ -115,6 +117,7 @@ class ViT(Backbone):
         self.reference_mm, self.grid = reference_mm, tuple(grid) if grid else None
         self.class_token, self.registers = class_token, registers
         self.drop_path, self.layer_scale, self.taps = drop_path, layer_scale, min(taps, self.depth)
+        self.norm_eps = norm_eps
         self.channels = [self.embed_dim] * self.taps
         self.strides = [self.patch] * self.taps
 
@@ -123,8 +126,10 @@ class ViT(Backbone):
         self.reg_token = nn.Parameter(torch.zeros(1, registers, self.embed_dim)) if registers else None
         self.pos_embed = self._learned_positions()
         rates = drop_path_rates(drop_path, self.depth)
-        self.blocks = nn.ModuleList(Block(self.embed_dim, self.heads, mlp_ratio, rate, layer_scale) for rate in rates)
-        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(self.embed_dim, self.heads, mlp_ratio, rate, layer_scale, norm_eps) for rate in rates
+        )
+        self.norm = nn.LayerNorm(self.embed_dim, eps=norm_eps)
         self.apply(init_as_vit)
         for token in (self.cls_token, self.reg_token, self.pos_embed):
             if token is not None:
@@ -189,7 +194,7 @@ class ViT(Backbone):
         return [*tapped[:-1], self.norm(x)]
 
     def _with_prefix(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        b = len(tokens.value)
+        b = tokens.value.shape[0]  # not len(): torch.export would take it for a constant
         extra = [t.expand(b, -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         x = torch.cat([*[t.to(tokens.value.dtype) for t in extra], tokens.value], 1)
         if self.positions != "rotary":
@@ -205,8 +210,9 @@ class ViT(Backbone):
         """Features of whole images."""
         tokens = self.tokenize(image, spacing)
         tapped = self._run(tokens)
-        maps = [t[:, self.prefix :].transpose(1, 2).reshape(len(image), self.embed_dim, *tokens.grid) for t in tapped]
-        return Features(self.pool(tapped[-1]), maps)
+        shape = (image.shape[0], self.embed_dim, *tokens.grid)
+        maps = [t[:, self.prefix :].transpose(1, 2).reshape(shape) for t in tapped]
+        return Features(self.pool(tapped[-1]), maps, tapped[-1][:, 0] if self.class_token else None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Embedding, then one group per block, then the final norm."""

@@ -6,10 +6,20 @@ import warnings
 import pytest
 import torch
 
-from ssl_med.backbones import Backbone, MonaiBackbone, SharedViT, TimmBackbone, UNetEncoder, ViT
+from ssl_med.backbones import (
+    Backbone,
+    GenesisEncoder,
+    MonaiBackbone,
+    ResidualEncoder,
+    SharedViT,
+    TimmBackbone,
+    UNetEncoder,
+    ViT,
+)
 from ssl_med.recipe import build, recipe
 
 SLAB = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+FLAT = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
 TINY = {"embed_dim": 24, "depth": 2, "heads": 2}
 CASES = {
     "vit_2d": (ViT, {"spatial_dims": 2, "patch": 8, "in_channels": 2, "registers": 1, **TINY, "depth": 3}, (16, 24)),
@@ -28,6 +38,18 @@ CASES = {
     "segresnet_3d": (MonaiBackbone, {"name": "SegResNet", "spatial_dims": 3, "width": 8}, (16, 8, 16)),
     "dynunet_2d": (MonaiBackbone, {"name": "DynUNet", "spatial_dims": 2, "width": 4}, (16, 24)),
     "dynunet_3d": (MonaiBackbone, {"name": "DynUNet", "spatial_dims": 3, "width": 4, "in_channels": 2}, (16, 8, 16)),
+    "residual_2d": (ResidualEncoder, {"spatial_dims": 2, "widths": [4, 8], "blocks": [1, 2]}, (8, 12)),
+    "residual_3d": (
+        ResidualEncoder,
+        {"spatial_dims": 3, "in_channels": 2, "widths": [4, 6, 8], "blocks": 1, "pooling": SLAB, "kernels": FLAT},
+        (4, 8, 16),
+    ),
+    "genesis": (GenesisEncoder, {"width": 2}, (16, 8, 16)),
+    "swinunetr_v2": (
+        MonaiBackbone,
+        {"name": "SwinUNETR", "spatial_dims": 3, "width": 12, "swin_v2": True},
+        (32, 32, 32),
+    ),
     "swinunetr_2d": (MonaiBackbone, {"name": "SwinUNETR", "spatial_dims": 2, "width": 12}, (64, 32)),
     "swinunetr_3d": (MonaiBackbone, {"name": "SwinUNETR", "spatial_dims": 3, "width": 12}, (32, 32, 32)),
 }
