@@ -1,6 +1,5 @@
 """An export keeps a part with the recipe that rebuilds it: safetensors, a card, a page to read, and no pickle."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from torch import nn
 from ssl_med.backbones import Backbone, ViT
 from ssl_med.decoders import PyramidDecoder
 from ssl_med.errors import UserError
-from ssl_med.files import write_json
+from ssl_med.model_card import seal, sha256_of
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import SupervisedTask
 
@@ -24,7 +23,8 @@ def export(parts: dict[str, nn.Module], folder: str | Path, facts: dict[str, Any
     Args:
         parts: name -> module, such as a pretext task's ``exports()``.
         folder: where to; made if it is not there.
-        facts: what the card should say beside the parts: ``input``, ``training``, ``data``.
+        facts: what the card should say beside the parts: ``input``, ``training``, ``data``, and what else
+            :mod:`ssl_med.model_card` shows.
     """
     from safetensors.torch import save_file
 
@@ -38,12 +38,10 @@ def export(parts: dict[str, nn.Module], folder: str | Path, facts: dict[str, Any
         card["parts"][name] = {
             **recipe(module),
             "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256_of(path),
             "parameters": sum(p.numel() for p in module.parameters()),
         }
-    (folder / "README.md").write_text(model_card(card))
-    write_json(folder / "card.json", card)
-    return folder
+    return seal(folder, card)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -111,6 +109,8 @@ def _load(folder: str, part: str, kind: type[T], weights: bool) -> T:
     from safetensors.torch import load_file
 
     card, where = read_card(folder), find_export(folder)
+    if client := card.get("client"):
+        raise UserError(f"{where} was made for {client['client']}: load it there, or take the native export")
     if part not in card["parts"]:
         raise UserError(f"{where} has no {part}; its parts: {', '.join(card['parts'])}")
     entry = card["parts"][part]
@@ -118,42 +118,9 @@ def _load(folder: str, part: str, kind: type[T], weights: bool) -> T:
     if not weights:
         return module
     path = where / entry["file"]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+    if sha256_of(path) != entry["sha256"]:
         raise UserError(f"{path} is not the file its card describes (sha256 differs): copy the export anew")
     missing, unexpected = module.load_state_dict(load_file(path), strict=False)
     if missing or unexpected:
         raise UserError(f"{path} does not fill {entry['class_path']}: missing {missing}, unexpected {unexpected}")
     return module
-
-
-def model_card(card: dict[str, Any]) -> str:
-    """The page a person reads: what it is, what it saw, what it is for and what not."""
-    lines = [
-        "# Model card",
-        "",
-        "Made with `ssl_med`. Load it with `ssl_med.load_backbone(FOLDER)`.",
-        "",
-        "## Parts",
-        "",
-    ]
-    lines += ["| part | class | parameters | sha256 |", "|---|---|---|---|"]
-    for name, part in card["parts"].items():
-        lines.append(f"| {name} | `{part['class_path']}` | {part['parameters']:,} | `{part['sha256'][:16]}` |")
-    for title in ("input", "training", "data"):
-        if title in card:
-            lines += ["", f"## {title.capitalize()}", ""]
-            lines += [f"- {key}: {value}" for key, value in card[title].items()]
-    return "\n".join([*lines, "", *_INTENDED_USE, ""])
-
-
-_INTENDED_USE = [
-    "## Intended use",
-    "",
-    "Research: a starting point for fine-tuning on labelled images of the same kind. It is not a medical device, has",
-    "not been validated for any clinical decision, and must not be used for one. It may carry the biases of its data;",
-    "check subgroups (site, scanner, sex, age) before relying on anything built on it.",
-    "",
-    "## Licence",
-    "",
-    "Code: Apache-2.0. Weights: under the terms of the data they were trained on, which are the owner's to state.",
-]

@@ -1,25 +1,66 @@
-"""``ssl-med export``: the parts of a run worth keeping, in a folder of their own."""
+"""``ssl-med export``: the parts of a run worth keeping, in a folder of their own, for us or for another library."""
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 
-def export(run: str | Path, out: str | Path, checkpoint: str | Path | None = None, to: str = "native") -> Path:
-    """Write the backbone (or the fine-tuned task) of a run as safetensors with its card.
+def export(
+    run: str | Path,
+    out: str | Path,
+    checkpoint: str | Path | None = None,
+    to: str = "native",
+    license: str | None = None,
+    data_license: str | None = None,
+) -> Path:
+    """Write the backbone (or the fine-tuned task) of a run with its card.
 
     Args:
-        run: folder of a run, finished or not.
+        run: folder of a run, finished or not; for another library a native export will do.
         out: folder of the export.
         checkpoint: which checkpoint; the newest whole one by default.
-        to: format; ``native`` is loaded by ``ssl_med.load_backbone`` and ``ssl_med.load_task``.
+        to: format; ``native`` is loaded by ``ssl_med.load_backbone`` and ``ssl_med.load_task``, the others are
+            ``ssl_med.formats.CLIENTS``.
+        license: terms of the weights, such as ``CC-BY-4.0``.
+        data_license: terms of the data they were trained on.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no run, no checkpoint, or a folder that is not empty.
+        UserError: no run, no checkpoint, a folder that is not empty, or a model that the library cannot compute.
     """
+    from ssl_med.errors import UserError
+
+    run, out = Path(run), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give another folder")
+    terms = {"weights": license, "data": data_license}
+    if to == "native":
+        if (run / "card.json").is_file():
+            raise UserError(f"{run} is a native export already")
+        written = _native(run, out, checkpoint, terms)
+    else:
+        written = _converted(run, out, checkpoint, to, terms)
+    print(f"exported: {written}")
+    return written
+
+
+def _converted(run: Path, out: Path, checkpoint: str | Path | None, to: str, terms: dict[str, str | None]) -> Path:
+    from ssl_med.errors import UserError
+    from ssl_med.formats import CLIENTS, convert
+
+    if to not in CLIENTS:
+        raise UserError(f"--to {to}: expected native or one of {', '.join(CLIENTS)}")
+    if (run / "card.json").is_file():
+        return _stated(convert(run, out, to), terms)
+    with tempfile.TemporaryDirectory() as between:
+        return convert(_native(run, Path(between) / "native", checkpoint, terms), out, to)
+
+
+def _native(run: Path, out: Path, checkpoint: str | Path | None, terms: dict[str, str | None]) -> Path:
     import yaml
 
     from ssl_med.callbacks import AtomicCheckpointIO, newest_whole
@@ -29,13 +70,8 @@ def export(run: str | Path, out: str | Path, checkpoint: str | Path | None = Non
     from ssl_med.fit import build_parser, export_task
     from ssl_med.recipe import instantiate
 
-    run, out = Path(run), Path(out)
-    if to != "native":
-        raise UserError(f"--to {to}: this version writes 'native' exports")
     if not (run / "run.json").is_file():
         raise UserError(f"{run} holds no run of ssl-med (run.json is missing)")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give another folder")
     path = Path(checkpoint) if checkpoint else newest_whole(run / "checkpoints")
     if path is None:
         raise UserError(f"{run} has no whole checkpoint yet")
@@ -47,5 +83,43 @@ def export(run: str | Path, out: str | Path, checkpoint: str | Path | None = Non
     written = export_task(task, StoreData(**config["data"]), out, facts)[0]
     if (run / LOCK).is_file():  # which images it has seen, so that a later test on them is noticed
         shutil.copyfile(run / LOCK, written / LOCK)
-    print(f"exported: {written}")
-    return written
+    return _stated(written, terms, _of_run(run, config, facts))
+
+
+def _stated(folder: Path, terms: dict[str, str | None], more: dict[str, Any] | None = None) -> Path:
+    """Add facts and terms to the card of a folder, and seal it anew."""
+    from ssl_med.model_card import licence, seal
+
+    card = json.loads((folder / "card.json").read_text())
+    said = {name: text for name, text in terms.items() if text}
+    return seal(folder, {**card, **(more or {}), "licence": {**licence(), **card.get("licence", {}), **said}})
+
+
+def _of_run(run: Path, config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """What only the folder of a run tells: recipe, compute, results, and what to cite."""
+    from ssl_med.model_card import citation
+    from ssl_med.reporting.redact import hide_places
+
+    hours = facts.get("seconds", 0.0) / 3600
+    compute = {name: facts[name] for name in ("device", "threads", "precision", "steps") if name in facts}
+    return {
+        "recipe": hide_places(config),
+        "compute": {**compute, "hours": round(hours, 4), "versions": facts.get("versions", {})},
+        "results": _results(run),
+        "citation": citation(facts.get("task", "")),
+    }
+
+
+def _results(run: Path) -> dict[str, Any]:
+    """The last health and probe numbers, and what a comparison found, with its interval."""
+    found: dict[str, Any] = {}
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
+    for line in lines:
+        values = json.loads(line)
+        found |= {name: value for name, value in values.items() if name.startswith(("health/", "probe/", "val/"))}
+    for table in (run / "table.json", run.parent / "table.json"):
+        if table.is_file():
+            content = json.loads(table.read_text())
+            found |= {name: content[name] for name in ("metric", "difference", "verdict") if name in content}
+            break
+    return found
