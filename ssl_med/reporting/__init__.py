@@ -14,6 +14,7 @@ from ssl_med.reporting.sections import (
     pictures_section,
     run_section,
 )
+from ssl_med.reporting.study import study_section
 from ssl_med.reporting.summary import status_pill, summary_box, title_of
 
 __all__ = ["progress_png", "report"]
@@ -57,6 +58,7 @@ def _chapter(run: Run, place: int) -> Markup:
         "section",
         tag("h2", name, " ", status_pill(run)),
         _part("Results with few labels", labels_section(run.table)) if run.table is not None else None,
+        _part("Label curve", study_section(run.study, run.study_image)) if run.study is not None else None,
         _part("Curves", curves_section(run.metrics)) if run.metrics else None,
         _part("Pictures", pictures_section(run.pictures)) if run.pictures else None,
         _part("Exports", exports_section(run.exports)) if run.exports else None,

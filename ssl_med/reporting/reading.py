@@ -11,7 +11,7 @@ from ssl_med.errors import UserError
 from ssl_med.reporting.metrics import Metrics, read_metrics
 from ssl_med.reporting.redact import hide_places
 
-_MARKS = ("run.json", "metrics.jsonl", "table.json")
+_MARKS = ("run.json", "metrics.jsonl", "table.json", "curve.json")
 _DEPTH = 2  # a demo keeps its runs one or two folders down
 
 
@@ -53,13 +53,15 @@ class Run:
     metrics: Metrics | None = None
     pictures: list[Path] = field(default_factory=list)
     table: dict[str, Any] | None = None
+    study: dict[str, Any] | None = None
+    study_image: Path | None = None
     exports: list[Export] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_finetune(self) -> bool:
         """Whether this run measured the worth of weights rather than making them."""
-        return self.info.get("kind") in ("finetune", "comparison") or (
+        return self.info.get("kind") in ("finetune", "comparison", "curve") or (
             self.table is not None and "kind" not in self.info
         )
 
@@ -106,6 +108,7 @@ def read_run(folder: Path) -> Run:
     problems: list[str] = []
     info = _read_object(folder / "run.json", problems)
     table = _read_object(folder / "table.json", problems)
+    image = folder / "curve.png"
     metrics_file = folder / "metrics.jsonl"
     return Run(
         name=folder.name,
@@ -114,6 +117,8 @@ def read_run(folder: Path) -> Run:
         metrics=read_metrics(metrics_file) if metrics_file.is_file() else None,
         pictures=sorted((folder / "plots").glob("pictures_step=*.png"), key=_picture_step),
         table=table,
+        study=_read_object(folder / "curve.json", problems),
+        study_image=image if image.is_file() else None,
         exports=[_read_export(card.parent) for card in sorted(folder.glob("exports/*/card.json"))],
         problems=problems,
     )

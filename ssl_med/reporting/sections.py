@@ -162,7 +162,7 @@ _PARTS = {
 
 def absent_parts(run: Run) -> list[str]:
     """A plain sentence for every part that the folder does not hold; a table over several runs needs no other part."""
-    if run.info.get("kind") == "comparison":
+    if run.info.get("kind") in ("comparison", "curve"):
         return []
     missing = [sentence for part, sentence in _PARTS.items() if not getattr(run, part)]
     if run.metrics is not None and not run.is_finetune and not run.metrics.keys("probe/"):

@@ -6,6 +6,7 @@ from ssl_med.reporting.metrics import RANDOM_SUFFIX, smooth
 from ssl_med.reporting.page import Content, Markup, tag
 from ssl_med.reporting.reading import Run, mapping
 from ssl_med.reporting.sections import steps_of, warnings_of
+from ssl_med.reporting.study import study_verdict
 from ssl_med.reporting.words import class_name, duration, number, score
 
 _MOST_PROBES = 2
@@ -13,13 +14,17 @@ _MOST_PROBES = 2
 
 def summary_box(runs: list[Run]) -> Markup:
     """The page in one screen."""
-    tables = [run for run in runs if run.table is not None]
-    verdicts = [_named(run, verdict_box(run.table or {}), len(tables) > 1) for run in tables]
+    measured = [run for run in runs if run.table is not None or run.study is not None]
+    verdicts = [_named(run, _verdict(run), len(measured) > 1) for run in measured]
     if not verdicts:
         text = "Whether pretraining helps with few labels was not measured here (no label table)."
         verdicts = [tag("p", text, class_="absent")]
     lines = [_line(run, number, len(runs) > 1) for number, run in enumerate(runs, 1)]
     return tag("section", tag("h2", "Summary"), verdicts, lines, _warnings(runs), class_="summary")
+
+
+def _verdict(run: Run) -> Markup:
+    return study_verdict(run.study) if run.study is not None else verdict_box(run.table or {})
 
 
 def _named(run: Run, box: Markup, many: bool) -> Markup:

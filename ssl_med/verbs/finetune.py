@@ -1,6 +1,5 @@
 """``ssl-med finetune``: a head on a pretrained backbone, few labels, and the same from scratch beside it."""
 
-import copy
 import json
 import time
 from collections.abc import Mapping
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_med.config import Config
-from ssl_med.errors import UserError
 from ssl_med.files import write_json
+from ssl_med.verbs.arms import arm_config, check_leak, labelled_data, refuse_what_is_filled, scores_on_test
 
 ARMS = ("pretrained", "scratch")
 
@@ -50,10 +49,9 @@ def finetune(
     from ssl_med.config import load_config
     from ssl_med.reporting import report
 
-    _refuse_what_is_filled(overrides or {})
+    refuse_what_is_filled(overrides or {}, _FILLED, "finetune")
     base = load_config(config, "finetune", overrides)
-    _check_labels(str(data), base, labels)
-    leak = _check_leak(str(data), base, init, allow_overlap)
+    leak = check_leak(labelled_data(str(data), base, labels), init, allow_overlap).facts()
     facts = {"kind": "comparison", "task": base["task"]["class_path"], "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
     write_json(Path(out) / "run.json", {**facts, "status": "running"})
     rows = []
@@ -80,76 +78,6 @@ _FILLED = {
 """Settings that the verb fills in itself, and the options they come from."""
 
 
-def _refuse_what_is_filled(overrides: Mapping[str, Any]) -> None:
-    for key in overrides:
-        for name, option in _FILLED.items():
-            if key == name or key.startswith(f"{name}."):
-                raise UserError(f"--{key} is set by finetune itself; use {option}")
-
-
-def _check_labels(data: str, base: Config, labels: int | float | None) -> None:
-    """Refuse a store without labelled images to train or to test on before anything is trained."""
-    from ssl_med.data.module import StoreData
-
-    module = StoreData(**{**base.get("data", {}), "crop": 1, "folder": data, "labels": labels})
-    for split in ("train", "test"):
-        module.rows(split)
-
-
-def _check_leak(data: str, base: Config, init: str | Path, allow: bool) -> dict[str, Any]:
-    """Refuse, or tell, that test patients or images were in the pretraining; returns the counts."""
-    from ssl_med.data.module import StoreData
-    from ssl_med.data.overlap import check_overlap
-
-    module = StoreData(**{**base.get("data", {}), "crop": 1, "folder": data})
-    found = check_overlap(init, module.rows("test"), module.store.facts["key"], allow)
-    for sentence in found.sentences():
-        print(sentence, flush=True)
-    return found.facts()
-
-
-def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float | None, seed: int) -> Config:
-    """The config of one run: backbone from the export, classes and window from the data, labels and seed filled in."""
-    from ssl_med.data.intensity import channels_of
-    from ssl_med.data.store import Store
-    from ssl_med.exports import find_export, read_card
-
-    config, store, card = copy.deepcopy(base), Store(data), read_card(init)
-    seen = (card["input"]["spatial_dims"], card["input"]["channels"])
-    section = config.setdefault("data", {})
-    section.setdefault("intensity", card["input"]["intensity"])
-    channels = channels_of(section["intensity"], store.channels)
-    if seen != (store.spatial_dims, channels):
-        raise UserError(
-            f"{init} was pretrained on {seen[0]}D images with {seen[1]} channels, "
-            f"{data} gives {store.spatial_dims}D with {channels} (data.intensity: {section['intensity']})"
-        )
-    task = config["task"].setdefault("init_args", {})
-    weights = {"folder": str(find_export(init)), "weights": arm == "pretrained"}
-    task["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
-    if _takes_decoder(config["task"].get("class_path", ""), card):
-        task.setdefault("decoder", {"class_path": "ssl_med.exports.load_decoder", "init_args": weights})
-    section.setdefault("crop", card["input"]["crop"])
-    section |= {"labels": labels, "labels_seed": seed}
-    crop = section["crop"]
-    task.setdefault("window", [crop] * store.spatial_dims if isinstance(crop, int) else crop)
-    task.setdefault("classes", _class_count(store, section.get("targets")))
-    config["seed"] = seed
-    return config
-
-
-def _takes_decoder(class_path: str, card: Mapping[str, Any]) -> bool:
-    """Whether the export has a decoder that this task starts from; ``--task.decoder null`` takes a new one."""
-    part = card["parts"].get("decoder", {}).get("class_path", "")
-    return part.rpartition(".")[2] == "PyramidDecoder" and class_path.rpartition(".")[2] == "Segment"
-
-
-def _class_count(store: Any, targets: str | None) -> int:
-    if targets == "mask":
-        return 1 + max(value for row in store.rows for value in row.mask_values)  # rows with masks were found before
-    return max(len(store.class_names), 1 + int(store.rows.column("label").max()))
-
-
 def _run_one(
     plan: Config, data: str, folder: Path, arm: str, seed: int, resume: str, overwrite: bool
 ) -> dict[str, Any]:
@@ -161,25 +89,9 @@ def _run_one(
         fit("finetune", plan, data, folder, resume, overwrite)  # pyright: ignore[reportArgumentType]
     scored = folder / "test.json"
     if overwrite or not scored.exists():
-        write_json(scored, test_scores(folder, plan, data))
+        write_json(scored, scores_on_test(folder, plan, data))
     result = json.loads(scored.read_text())
     return {"arm": arm, "seed": seed, **result}
-
-
-def test_scores(folder: Path, plan: Config, data: str) -> dict[str, Any]:
-    """Scores of a finished run on the test split, for the set and for every case."""
-    from ssl_med.data.module import StoreData
-    from ssl_med.evaluate import best_device, evaluate
-    from ssl_med.exports import load_task
-
-    task = load_task(str(folder)).to(best_device())
-    module = StoreData(folder=data, **plan["data"])
-    multiple = task.backbone.multiple()  # pyright: ignore
-    scores, cases = evaluate(task, module.whole("test", multiple))
-    print(f"{folder.name}: test {task.metric} {scores[task.metric]:.4f}", flush=True)
-    patients = len({row.patient for row in module.rows("train")})
-    lists = {name: values if isinstance(values, list) else values.tolist() for name, values in cases.items()}
-    return {"labels": patients, "metric": task.metric, "scores": scores, "cases": lists}
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ssl_med.data.census import Reservoir
 from ssl_med.data.index import Kind, plan
 from ssl_med.data.inventory import Inventory
 from ssl_med.data.record import Record
+from ssl_med.verbs.prepare import tiling_of
 
 _MOST_LINES = 20
 """Broken files that are printed one by one."""
@@ -25,6 +26,9 @@ def inspect(
     limit: int | None = None,
     layout: Kind = "auto",
     sample: int | None = None,
+    tile: int = 512,
+    tile_mpp: float = 0.5,
+    tissue: float = 0.25,
 ) -> dict[str, Any]:
     """Look at all images of a folder one after the other, print what is in it, and return the same.
 
@@ -37,6 +41,7 @@ def inspect(
         limit: look at the first images only.
         layout: what the folders of a tree mean, see :func:`ssl_med.data.index.find_images`.
         sample: read the voxels of so many images only, chosen at random with a fixed seed; of all others the headers.
+        tile, tile_mpp, tissue: how slides are cut, see :func:`ssl_med.verbs.prepare.prepare`.
 
     Returns:
         Layout, counts, shapes (memory order), spacings (mm), intensities, labels, splits, masks, warnings and the
@@ -45,7 +50,8 @@ def inspect(
     Raises:
         UserError: no such folder, or a table that cannot be understood.
     """
-    understood = plan(Path(data), None if manifest is None else Path(manifest), columns, layout)
+    table = None if manifest is None else Path(manifest)
+    understood = plan(Path(data), table, columns, layout, tiling=tiling_of(tile, tile_mpp, tissue))
     census, progress = Inventory(), _Progress(0 if limit else understood.layout.files)
     chosen: Reservoir[Record] = Reservoir(sample or 0)
     for record in islice(understood.records(), limit):

@@ -127,10 +127,27 @@ class Model:
         return total
 
     def activations(self, tokens: int, visible: int, checkpointed: bool) -> float:
-        """Bytes kept for the backward pass over one crop."""
-        kept, extra = Stack.checkpointed_bytes if checkpointed else Stack.activation_bytes, int(self.class_token)
-        decoder = kept(self.decoder, tokens + extra) if self.decoder is not None else 0.0
-        return kept(self.encoder, visible + extra) + decoder
+        """Bytes kept for the backward pass over one crop.
+
+        Beside the blocks: their residual stream, which autocast keeps in fp32 (4 bytes a number), the patches in bf16,
+        and where voxels are predicted, about 22 bytes for each: target, prediction and error in fp32. Measured with
+        saved-tensor hooks, see ``benchmarks/plan_check.py``.
+        """
+        extra = int(self.class_token)
+        kept = self.patch_values * 2.0 * tokens + _kept(self.encoder, visible + extra, checkpointed)
+        if self.decoder is not None:
+            kept += _kept(self.decoder, tokens + extra, checkpointed) + 22.0 * self.patch_values * (tokens - visible)
+        return kept
+
+
+def _kept(stack: Stack, tokens: int, checkpointed: bool) -> float:
+    """Bytes that blocks keep under autocast; recomputed ones keep their fp32 input, and the one at work all it has."""
+    residual = 4.0 * stack.width * tokens
+    if checkpointed:
+        return (
+            stack.checkpointed_bytes(tokens) + residual * (stack.depth + 1) - 2.0 * stack.depth * stack.width * tokens
+        )
+    return stack.activation_bytes(tokens) + residual * stack.depth
 
 
 class Work(NamedTuple):

@@ -7,8 +7,12 @@ from typing import Any
 def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     """Predict every image of a folder (or one file).
 
-    Label maps are written on the source's own grid, as NIfTI for volumes and PNG for images, under the source's name;
-    class probabilities go into ``predictions.csv``.
+    Label maps are written on the source's own grid, as NIfTI for volumes (also of NRRD, MetaImage and DICOM sources: in
+    RAS order, at the same world coordinates) and PNG for images, under the source's name; class probabilities go into
+    ``predictions.csv``; boxes into ``boxes.csv``, in voxels as the source's file counts them and in mm of its world, one
+    line each, and a line without a box for an image in which none was found. Where the model was trained on another grid (``prepare --spacing``, ``--orientation``,
+    ``data.crop_mm``), images are brought to it as they were for training, and every voxel of the source takes the
+    label of the nearest voxel there.
 
     Args:
         model: run or export folder of a fine-tuning.
@@ -26,32 +30,37 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     from ssl_med.errors import UserError
     from ssl_med.evaluate import best_device
     from ssl_med.exports import load_task, read_card
+    from ssl_med.verbs.found_boxes import write_boxes
 
     card, task = read_card(model), load_task(str(model)).to(best_device())
     if grid := _other_grid(card):
-        raise UserError(f"{model} was trained on {grid}, and predict keeps each image's own grid: fine-tune without it")
+        print(f"the model was trained on {grid}: label maps are brought back to the source's grid by nearest voxel")
     data, out = Path(data), Path(out)
     records = list(find_images(data)) if data.exists() else []
     if not records:
         raise UserError(f"{data}: no image found")
     out.mkdir(parents=True, exist_ok=True)
-    done, lines, written = 0, [], set()
+    done, lines, boxes, written = 0, [], [], set()
     for record in records:
         try:
             image = _admitted(record, card)
+            found = _predict_one(task, card, image)
         except Unreadable as error:
             print(f"  not predicted: {record.name}: {error}")
             continue
-        found, space = _predict_one(task, card, image), image.array.shape[1:]
         done += 1
         if found.ndim == 1:
             lines.append([record.name, *[f"{p:.6f}" for p in found]])
+        elif found.ndim == 2:
+            boxes.append((record.name, found))
         else:
-            _write_map(found[(0, *[slice(n) for n in space])], record, image, out, written)
+            _write_map(found[0], record, image, out, written)
     if not done:
         raise UserError(f"{data}: none of the {len(records)} images can be predicted")
     if lines:
         _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
+    if boxes:
+        write_boxes(boxes, card["input"].get("box_names") or [], out / "boxes.csv")
     print(f"predicted {done} of {len(records)} images: {out}")
     return out
 
@@ -96,24 +105,68 @@ def _modality(found: str, card: dict[str, Any]) -> str | None:
 
 
 def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
-    """Probabilities (k,) or label map (1, \\*space), padded behind, of one image as its reader gave it."""
+    """Probabilities (k,), boxes (m, ...) or label map (1, \\*space) of one image as its reader gave it, on its own grid."""
+    import torch
+
+    from ssl_med.data.settings import regrid
+    from ssl_med.evaluate import best_device, to_device
+    from ssl_med.verbs.found_boxes import on_source
+
+    kept, _ = regrid(image, None, _settings(card))
+    batch, shown = _batch_of(task, card, kept, image.modality)
+    with torch.no_grad():
+        found = task.predict(to_device(batch, best_device()))[0].cpu().numpy()
+    if found.ndim == 1:
+        return found
+    spacing = tuple(batch["spacing"][0].tolist())
+    if found.ndim == 2:
+        return on_source(found, shown, spacing, image, kept)
+    found = found[(slice(None), *map(slice, shown))]
+    return _brought_back(found, spacing, image, kept, _settings(card))
+
+
+def _batch_of(task: Any, card: dict[str, Any], kept: Any, modality: str) -> tuple[Any, list[int]]:
+    """A whole image as it was shown in training, and how many voxels of it are not padding."""
     import numpy as np
     import torch
 
-    from ssl_med.data.intensity import scale_of, statistics
-    from ssl_med.evaluate import best_device, to_device
+    from ssl_med.data.crops import straight_region, whole_region
+    from ssl_med.data.filling import fill_image
+    from ssl_med.data.intensity import channels_of, scale_of, statistics
 
-    facts = card["input"]
-    scale = scale_of(facts["intensity"], image.modality, image.array.dtype.name, statistics(image.array))
-    sizes = zip(image.array.shape[1:], facts["crop"], task.backbone.multiple(), strict=True)
-    wanted = [-(-max(size, low) // multiple) * multiple for size, low, multiple in sizes]
-    rest = [(0, 0), *[(0, w - s) for w, s in zip(wanted, image.array.shape[1:], strict=True)]]
-    batch: Any = {
-        "image": torch.from_numpy(np.pad(scale(image.array), rest, constant_values=scale.background))[None],
-        "spacing": torch.tensor([image.spacing], dtype=torch.float32),
-    }
-    with torch.no_grad():
-        return task.predict(to_device(batch, best_device()))[0].cpu().numpy()
+    facts, space, own = card["input"], list(kept.array.shape[1:]), list(kept.spacing)
+    scale = scale_of(facts["intensity"], modality, kept.array.dtype.name, statistics(kept.array))
+    spacing = facts.get("fixed_spacing_mm") or own
+    shown = np.ceil(np.array(space) * own / np.array(spacing) - 1e-6).astype(int).tolist()
+    sizes = zip(shown, facts["crop"], task.backbone.multiple(), strict=True)
+    size = [-(-max(length, low) // multiple) * multiple for length, low, multiple in sizes]
+    if facts.get("fixed_spacing_mm"):
+        region = whole_region(space, own, size, spacing)
+    else:
+        region = straight_region(space, own, [0] * len(size), size)
+    picture = torch.empty(1, channels_of(facts["intensity"], len(kept.array)), *size)
+    fill_image(picture[0].numpy(), kept.array, region, scale)
+    return {"image": picture, "spacing": torch.tensor([spacing], dtype=torch.float32)}, shown
+
+
+def _brought_back(labels: Any, spacing: tuple[float, ...], image: Any, kept: Any, settings: Any) -> Any:
+    """Labels (1, \\*space) with voxels of ``spacing`` on the grid of the source."""
+    from ssl_med.data.resample import from_orientation, nearest_onto
+
+    labels, own = nearest_onto(labels, spacing, kept.array.shape[1:], kept.spacing), kept.spacing
+    if settings.orientation != "RAS" and image.affine is not None and labels.ndim == 4:
+        labels = from_orientation(labels, settings.orientation)
+        own = tuple(new or old for new, old in zip(settings.spacing or image.spacing, image.spacing, strict=True))
+    return nearest_onto(labels, own, image.array.shape[1:], image.spacing)
+
+
+def _settings(card: dict[str, Any]) -> Any:
+    """How images were brought to the grid of the training's store."""
+    from ssl_med.data.settings import Settings
+
+    prepared = card["input"].get("prepared") or {}
+    spacing = tuple(float(mm) for mm in prepared.get("spacing") or ())
+    return Settings(spacing=spacing, order=prepared.get("order") or 1, orientation=prepared.get("orientation") or "RAS")
 
 
 def _write_map(labels: Any, record: Any, image: Any, out: Path, written: set[Path]) -> None:

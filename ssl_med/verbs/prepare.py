@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ssl_med.data.record import Record
+    from ssl_med.data.record import Tiling
     from ssl_med.data.settings import Settings
+    from ssl_med.data.spool import Spool
 
 
 def prepare(
@@ -25,6 +26,10 @@ def prepare(
     orientation: str = "RAS",
     engine: Literal["processes", "dask"] = "processes",
     scheduler: str = "",
+    dataset: str = "",
+    tile: int = 512,
+    tile_mpp: float = 0.5,
+    tissue: float = 0.25,
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
@@ -32,7 +37,8 @@ def prepare(
         data: folder of scans.
         out: folder of the store.
         manifest: table that says what the files are; found by itself where it is the only one.
-        columns: what its columns mean, e.g. ``{"image": "images/{file}", "patient": "subject"}``.
+        columns: what its columns mean, e.g. ``{"image": "images/{file}", "patient": "subject"}``, see
+            :func:`ssl_med.data.index.find_images`.
         workers: processes.
         max_bad_share: stop as soon as more than this share of the images cannot be used.
         layout: what the folders of a tree mean, see :func:`ssl_med.data.index.plan`.
@@ -44,6 +50,10 @@ def prepare(
         orientation: of volumes, three letters.
         engine: ``dask`` spreads the work over a cluster.
         scheduler: address or file of its scheduler; without one a cluster on this machine is started.
+        dataset: name of the data set, for ``data.weights_by: dataset``, where no column tells; it stays readable.
+        tile: pixels along the side of a slide's tiles.
+        tile_mpp: micrometres per pixel of a tile.
+        tissue: least share of tissue in a tile.
 
     Returns:
         Counts: images, new, refused, set_aside.
@@ -52,8 +62,10 @@ def prepare(
         UserError: no usable images, too many bad ones, no room, or a setting that cannot be met.
     """
     from ssl_med.data.index import plan
+    from ssl_med.data.journal import private_folder
     from ssl_med.data.prepare import build_store
     from ssl_med.data.settings import Settings
+    from ssl_med.data.spool import Spool
     from ssl_med.errors import UserError
 
     data, out = Path(data), Path(out)
@@ -61,28 +73,48 @@ def prepare(
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
     grid = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing or ())
     settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation).check()  # pyright: ignore[reportArgumentType] (check refuses other orders)
-    found = plan(data, Path(manifest) if manifest else None, columns, layout)  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
-    records = list(found.records())
+    table = Path(manifest) if manifest else None
+    found = plan(data, table, columns, layout, dataset, tiling_of(tile, tile_mpp, tissue))  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
     for note in found.layout.notes:
         print(f"  note: {note}")
-    _check_room(found.layout.name, records, out, settings)
-    names = list(found.layout.class_names)
-    counts = build_store(
-        records,
-        out,
-        names,
-        workers,
-        max_bad_share,
-        settings=settings,
-        engine=engine,
-        scheduler=scheduler,
-        mask_names=dict(found.layout.mask_names),
-    )
+    with Spool.of(found.records(), private_folder(out)) as records:
+        _check_room(found.layout.name, records, out, settings)
+        counts = build_store(
+            records,
+            out,
+            list(found.layout.class_names),
+            workers,
+            max_bad_share,
+            settings=settings,
+            engine=engine,
+            scheduler=scheduler,
+            mask_names=dict(found.layout.mask_names),
+            finding_names=found.layout.finding_names,
+            box_names=found.layout.box_names,
+        )
     _tell(counts, out)
     return counts
 
 
-def _check_room(layout: str, records: "list[Record]", out: Path, settings: "Settings") -> None:
+def tiling_of(tile: int, tile_mpp: float, tissue: float) -> "Tiling | None":
+    """How slides are cut; None for the usual way.
+
+    Raises:
+        UserError: a number that makes no tiles.
+    """
+    from ssl_med.data.record import Tiling
+    from ssl_med.errors import UserError
+
+    if tile < 1 or not 0 < tile_mpp < 1000 or not 0 <= tissue <= 1:
+        raise UserError(
+            f"--tile {tile} --tile_mpp {tile_mpp} --tissue {tissue}: expected pixels, micrometres per pixel and a "
+            "share from 0 to 1"
+        )
+    asked = Tiling(tile, tile_mpp, tissue)
+    return None if asked == Tiling() else asked
+
+
+def _check_room(layout: str, records: "Spool", out: Path, settings: "Settings") -> None:
     """Say what is there and how much the store may need, and refuse to start where it will not fit.
 
     Raises:

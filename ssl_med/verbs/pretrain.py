@@ -12,6 +12,7 @@ def pretrain(
     overrides: Mapping[str, Any] | None = None,
     resume: str = "auto",
     overwrite: bool = False,
+    init_from: str | Path | None = None,
 ) -> Path:
     """Pretrain a backbone without labels and export it.
 
@@ -22,6 +23,8 @@ def pretrain(
         overrides: settings by dotted name, e.g. ``{"trainer.max_steps": 100}``.
         resume: ``auto``, ``must`` or ``never``.
         overwrite: remove a run that is there and begin anew.
+        init_from: weights to begin with, of ssl_med or of somebody else, see :func:`ssl_med.load_weights`; how they are
+            adapted is said by settings such as ``{"init_from.channels": "mean"}``.
 
     Returns:
         The folder of the run; the backbone is in ``exports/backbone``.
@@ -35,7 +38,8 @@ def pretrain(
     from ssl_med.fit import fit
     from ssl_med.recipe import arguments, locate
 
-    loaded = load_config(config, "pretrain", overrides)
+    begin = {} if init_from is None else {"init_from.source": str(init_from)}
+    loaded = load_config(config, "pretrain", {**begin, **(overrides or {})})
     channels = channels_of((loaded.get("data") or {}).get("intensity", "auto"), Store(data).channels)
     backbone = loaded["task"].get("init_args", {}).get("backbone")
     if isinstance(backbone, dict) and "in_channels" in arguments(locate(backbone["class_path"], "task.backbone")):

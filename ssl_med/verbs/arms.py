@@ -1,0 +1,203 @@
+"""The arms of a comparison: the config of one run, and the scores of what it made. Shared by finetune and curve."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_med.config import Config
+from ssl_med.errors import UserError
+
+FOREIGN = "ssl_med.weights.initialised"
+"""Dotted name of the function that fills a backbone with the weights of somebody else."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where the backbone of an arm begins, and how it is trained.
+
+    Attributes:
+        name: as in tables.
+        source: run or export folder with the backbone; or, with ``like``, a source of foreign weights.
+        weights: False for the same architecture with random weights.
+        longer: factor on the number of steps.
+        layer_decay: of the learner, where the arm wants another than the config.
+        frozen: train the head only.
+        like: run or export folder whose architecture takes the foreign weights; empty for an export of our own.
+    """
+
+    name: str
+    source: str
+    weights: bool = True
+    longer: float = 1.0
+    layer_decay: float | None = None
+    frozen: bool = False
+    like: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The export that says what the architecture and its input are."""
+        return self.like or self.source
+
+
+def run_config(base: Config, data: str, arm: Arm, labels: int | float | None, draw: int, seed: int) -> Config:
+    """The config of one run: backbone from the arm, classes and window from the data, labels and seed filled in.
+
+    Args:
+        base: of the fine-tuning, checked.
+        data: the store.
+        arm: whose run.
+        labels: labelled patients, a share of them, or all.
+        draw: which draw of these patients.
+        seed: of weights, order and crops.
+
+    Raises:
+        UserError: the backbone was made for other images, or the task cannot be trained as the arm asks.
+    """
+    from ssl_med.data.intensity import channels_of
+    from ssl_med.data.store import Store
+    from ssl_med.exports import read_card
+    from ssl_med.recipe import arguments, locate
+
+    config, store, card = copy.deepcopy(base), Store(data), read_card(arm.folder)
+    seen = (card["input"]["spatial_dims"], card["input"]["channels"])
+    section = config.setdefault("data", {})
+    section.setdefault("intensity", card["input"]["intensity"])
+    channels = channels_of(section["intensity"], store.channels)
+    if seen != (store.spatial_dims, channels):
+        raise UserError(
+            f"{arm.folder} was pretrained on {seen[0]}D images with {seen[1]} channels, "
+            f"{data} gives {store.spatial_dims}D with {channels} (data.intensity: {section['intensity']})"
+        )
+    section.setdefault("crop", card["input"]["crop"])
+    section |= {"labels": labels, "labels_seed": draw}
+    task, crop = config["task"].setdefault("init_args", {}), section["crop"]
+    _fill_backbone(config["task"], arm, card)
+    taken = arguments(locate(config["task"]["class_path"], "task.class_path"))
+    if "window" in taken:
+        task.setdefault("window", [crop] * store.spatial_dims if isinstance(crop, int) else crop)
+    if "classes" in taken:
+        task.setdefault("classes", _class_count(store, section.get("targets")))
+    config["seed"] = seed
+    return _as_trained(config, arm, taken)
+
+
+def _fill_backbone(task: dict[str, Any], arm: Arm, card: Mapping[str, Any]) -> None:
+    from ssl_med.exports import find_export
+
+    settings = task["init_args"]
+    if arm.like:
+        own = {name: card["parts"]["backbone"][name] for name in ("class_path", "init_args")}
+        settings["backbone"] = {"class_path": FOREIGN, "init_args": {"backbone": own, "source": arm.source}}
+        return
+    weights = {"folder": str(find_export(arm.source)), "weights": arm.weights}
+    settings["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
+    if _takes_decoder(task.get("class_path", ""), card):
+        settings.setdefault("decoder", {"class_path": "ssl_med.exports.load_decoder", "init_args": weights})
+
+
+def _as_trained(config: Config, arm: Arm, taken: list[str]) -> Config:
+    """Length and freezing as the arm asks; with random weights nothing that only protects good ones."""
+    from ssl_med.recipe import locate
+
+    task = config["task"]
+    if arm.frozen:
+        if "frozen" not in taken:
+            raise UserError(f"{task['class_path']} cannot be trained with a frozen backbone; leave the arm frozen out")
+        task["init_args"]["frozen"] = True
+    if not arm.weights:
+        task["init_args"] = locate(task["class_path"], "task.class_path").from_scratch(task["init_args"])
+    if arm.layer_decay is not None:
+        config.setdefault("learner", {})["layer_decay"] = arm.layer_decay
+    if arm.longer != 1.0:
+        config["trainer"]["max_steps"] = round(arm.longer * config["trainer"]["max_steps"])
+    return config
+
+
+def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float | None, seed: int) -> Config:
+    """The config of one run of ``finetune``; seed s draws subset s.
+
+    Args:
+        base: of the fine-tuning, checked.
+        data: the store.
+        init: run or export folder with the backbone.
+        arm: ``pretrained``, or anything else for random weights.
+        labels: labelled patients, a share of them, or all.
+        seed: of the draw and of the training.
+    """
+    return run_config(base, data, Arm(arm, init, weights=arm == "pretrained"), labels, seed, seed)
+
+
+def _takes_decoder(class_path: str, card: Mapping[str, Any]) -> bool:
+    """Whether the export has a decoder that this task starts from; ``--task.decoder null`` takes a new one."""
+    part = card["parts"].get("decoder", {}).get("class_path", "")
+    return part.rpartition(".")[2] == "PyramidDecoder" and class_path.rpartition(".")[2] == "Segment"
+
+
+def _class_count(store: Any, targets: str | None) -> int:
+    if targets == "mask":
+        return 1 + max(value for row in store.rows for value in row.mask_values)  # rows with masks were found before
+    if targets == "labels":
+        return int(store.rows.counts("labels").max())
+    if targets == "boxes":
+        step = 2 * store.spatial_dims + 1
+        return 1 + int(max(value for row in store.rows for value in row.boxes[step - 1 :: step]))
+    return max(len(store.class_names), 1 + int(store.rows.column("label").max()))
+
+
+def refuse_what_is_filled(overrides: Mapping[str, Any], filled: Mapping[str, str], verb: str) -> None:
+    """Settings that a verb fills in itself have options of their own.
+
+    Args:
+        overrides: settings by dotted name.
+        filled: dotted name -> option.
+        verb: whose settings.
+
+    Raises:
+        UserError: one of them was given as a setting.
+    """
+    for key in overrides:
+        for name, option in filled.items():
+            if key == name or key.startswith(f"{name}."):
+                raise UserError(f"--{key} is set by {verb} itself; use {option}")
+
+
+def labelled_data(data: str, base: Config, labels: int | float | None = None) -> Any:
+    """The data module of a fine-tuning before its crop is known, once train and test are known to have labels.
+
+    Raises:
+        UserError: a split without labelled images, or fewer patients than ``labels``.
+    """
+    from ssl_med.data.module import StoreData
+
+    module = StoreData(**{**base.get("data", {}), "crop": 1, "folder": data, "labels": labels})
+    for split in ("train", "test"):
+        module.rows(split)
+    return module
+
+
+def check_leak(module: Any, init: str | Path, allow: bool) -> Any:
+    """Refuse, or tell, that test patients or images were in the pretraining; returns what was found."""
+    from ssl_med.data.overlap import check_overlap
+
+    found = check_overlap(init, module.rows("test"), module.store.facts["key"], allow)
+    for sentence in found.sentences():
+        print(sentence, flush=True)
+    return found
+
+
+def scores_on_test(folder: Path, plan: Config, data: str) -> dict[str, Any]:
+    """Scores of a finished run on the test split, for the set and for every case."""
+    from ssl_med.data.module import StoreData
+    from ssl_med.evaluate import best_device, evaluate
+    from ssl_med.exports import load_task
+
+    task = load_task(str(folder)).to(best_device())
+    module = StoreData(folder=data, **plan["data"])
+    multiple = task.backbone.multiple()  # pyright: ignore
+    scores, cases = evaluate(task, module.whole("test", multiple))
+    print(f"{folder.name}: test {task.metric} {scores[task.metric]:.4f}", flush=True)
+    patients = len({row.patient for row in module.rows("train")})
+    lists = {name: values if isinstance(values, list) else values.tolist() for name, values in cases.items()}
+    return {"labels": patients, "metric": task.metric, "scores": scores, "cases": lists}

@@ -1,0 +1,190 @@
+"""From the finished runs of a study to its files: tables, picture, words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_med.errors import UserError
+from ssl_med.evidence.analysis import Result, Study, analyse, finite_only
+from ssl_med.evidence.scores import Score, Values, recomputed, score_of
+from ssl_med.files import write_json, write_whole
+from ssl_med.verbs.study import Work, read_scored
+
+_TOLERANCE = 1e-3
+"""Largest difference between a score worked out from cases and the one its task recorded (32-bit sums differ)."""
+
+
+def write_findings(
+    out: Path,
+    works: Sequence[Work],
+    module: Any,
+    metric: str | None,
+    resamples: int,
+    groups: str | None,
+    init: str,
+    extras: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Analyse finished runs and write everything that a person looks at; ``curve.json`` comes last.
+
+    Args:
+        out: folder of the study.
+        works: all done.
+        module: the labelled data.
+        metric: score to compare; the task's own if None.
+        resamples: of the bootstrap.
+        groups: table of subgroups, if any.
+        init: of the pretrained arm.
+        extras: ``notes``, ``leakage`` and ``floors``.
+
+    Returns:
+        What was found.
+    """
+    from ssl_med.evidence.figure import draw_curve
+    from ssl_med.evidence.subgroups import subgroup_table
+    from ssl_med.evidence.words import markdown, paragraph, to_csv, verdict
+
+    runs = _read(works)
+    own = [run["metric"] for _, run in runs if "metric" in run]
+    name = metric or (own[0] if own else "balanced_accuracy")  # votes alone name none
+    rows = _test_rows(module, runs)
+    study = Study(
+        [Result(job, _values(run, rows)) for job, run in runs],
+        np.array([row.patient for row in rows]),
+        name,
+        _score(works, runs, name),
+        resamples,
+    )
+    found = {**analyse(study), **extras, **_compute(runs, init)}
+    found["notes"] = [*found["notes"], *_other_sources(runs)]
+    found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
+    found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
+    tables = {"curve": found["arms"], "runs": _lines(works, study)}
+    for stem, lines in {**tables, **{part: found[part] for part in ("comparisons", "subgroups")}}.items():
+        write_whole(out / f"{stem}.csv", to_csv(lines))
+    write_whole(out / "curve.md", markdown(found))
+    draw_curve(found, out / "curve")
+    write_json(out / "curve.json", finite_only(found))
+    return found
+
+
+def _read(works: Sequence[Work]) -> list[tuple[Any, dict[str, Any]]]:
+    pairs = [(job, folder) for work in works for job, folder in zip(work.jobs, work.folders, strict=True)]
+    held = {folder: read_scored(folder) for _, folder in pairs}
+    return [(job, held[folder]) for job, folder in pairs]
+
+
+def _test_rows(module: Any, runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[Any]:
+    """The test images in the order of the first run.
+
+    Raises:
+        UserError: a run was tested on other images.
+    """
+    ids = runs[0][1]["cases"]["id"]
+    rows = {row.id: row for row in module.rows("test")}
+    for job, run in runs:
+        if sorted(run["cases"]["id"]) != sorted(rows):
+            raise UserError(
+                f"{job} was tested on other images than the test split holds now; begin anew in another --out"
+            )
+    return [rows[name] for name in ids]
+
+
+def _values(run: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    place = {name: number for number, name in enumerate(run["cases"]["id"])}
+    order = [place[row.id] for row in rows]
+    return {name: np.asarray(value)[order] for name, value in run["cases"].items() if name != "id"}
+
+
+def _score(works: Sequence[Work], runs: Sequence[tuple[Any, Mapping[str, Any]]], metric: str) -> Score:
+    """The fast score where it gives what the task recorded for every run, else the task's own on repeated cases.
+
+    Raises:
+        UserError: the task knows no such score.
+    """
+    recorded = [run for _, run in runs if run["scores"]]
+    for run in recorded:
+        if metric not in run["scores"]:
+            raise UserError(f"--metric {metric}: the task gives {', '.join(run['scores'])}")
+    fast = score_of(metric)
+    if fast is not None and all(_agrees(fast, run, metric) for run in recorded):
+        return fast
+    task = _task(works)
+
+    def summarise(values: Values) -> dict[str, float]:
+        import torch
+
+        return task.summarise({name: torch.as_tensor(value) for name, value in values.items()})
+
+    return recomputed(summarise, metric)
+
+
+def _agrees(score: Score, run: Mapping[str, Any], metric: str) -> bool:
+    values = {name: np.asarray(value) for name, value in run["cases"].items() if name != "id"}
+    try:
+        found = score(values, np.ones((1, len(run["cases"]["id"]))))[0]
+    except KeyError:  # the task keeps other facts about its cases under this metric's name
+        return False
+    return bool(np.isclose(found, run["scores"][metric], atol=_TOLERANCE, equal_nan=True))
+
+
+def _task(works: Sequence[Work]) -> Any:
+    """The task of the study with random weights: it only summarises."""
+    from ssl_med.fit import resolve, settle
+    from ssl_med.recipe import instantiate
+
+    trained = next((work for work in works if work.steps), None)
+    if trained is None:
+        raise UserError("--metric: only votes were run; choose accuracy, balanced_accuracy or auroc")
+    from ssl_med.data.module import StoreData
+
+    resolved, parser = resolve(trained.plan, trained.data)
+    settle(resolved, StoreData(**resolved["data"]))
+    return instantiate(parser, resolved).task.eval()
+
+
+def _columns(module: Any, rows: Sequence[Any], groups: str | None) -> dict[str, list[str]]:
+    from ssl_med.verbs.groups import groups_of_rows, groups_of_table
+
+    columns = groups_of_rows(module.store, rows, module.targets)
+    return columns | (groups_of_table(groups, module.store, rows) if groups else {})
+
+
+def _compute(runs: Sequence[tuple[Any, Mapping[str, Any]]], init: str) -> dict[str, Any]:
+    """What the arms and the pretraining took, as numbers and in words."""
+    from ssl_med.exports import read_card
+    from ssl_med.reporting.words import duration
+
+    lines, words = [], []
+    training = read_card(init).get("training", {})
+    if training.get("seconds") is not None:
+        words.append(f"pretraining: {duration(training['seconds'])}, {training.get('steps')} steps")
+    for arm in dict.fromkeys(job.arm for job, _ in runs):
+        own = [run for job, run in runs if job.arm == arm]
+        seconds, steps = sum(run["seconds"] for run in own), sum(run["steps"] for run in own)
+        device = ", ".join(sorted({str(run["device"]) for run in own if run.get("device")})) or "cpu"
+        lines.append({"arm": arm, "runs": len(own), "seconds": seconds, "steps": steps, "device": device})
+        words.append(f"{arm}: {len(own)} runs, {duration(seconds)}, {steps:,} steps in all, on {device}")
+    return {"compute": lines, "compute_words": words, "pretraining": training}
+
+
+def _other_sources(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+    from ssl_med.verbs.study import sources
+
+    other = sum(run.get("sources") != sources() for _, run in runs)
+    if not other:
+        return []
+    return [f"{other} of {len(runs)} runs were made by other source code of the same version; they were kept"]
+
+
+def _lines(works: Sequence[Work], study: Study) -> list[dict[str, Any]]:
+    """Each run with its score, its time and the name of its folder."""
+    lines = []
+    for work in works:
+        for job, folder in zip(work.jobs, work.folders, strict=True):
+            run, cell = read_scored(folder), [(job.draw, job.seed)]
+            score = float(study.scores(job.arm, job.labels, cell)[0, 0])
+            head = {"arm": job.arm, "labels": job.labels, "draw": job.draw, "seed": job.seed}
+            lines.append({**head, study.metric: score, "seconds": run["seconds"], "run": folder.name})
+    return lines

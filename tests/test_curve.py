@@ -1,0 +1,264 @@
+"""A whole study on synthetic pictures in seconds: its files, its cache, a kill in the middle, and a null result."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stores import pictures, store_of, volumes
+
+from ssl_med.cli import main
+from ssl_med.data.store import Store
+from ssl_med.errors import UserError
+from ssl_med.verbs.groups import groups_of_table
+
+pytestmark = pytest.mark.filterwarnings("ignore:No positive samples|No negative samples")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A store of 60 pictures of two classes, 36 to train and 12 to test on, and a backbone."""
+    folder = tmp_path_factory.mktemp("curve")
+    store_of(pictures(folder / "scans", 60), folder / "store")
+    command = ["pretrain", "smoke/mae_2d", "--data", folder / "store", "--out", folder / "base"]
+    run(*command, "--trainer.max_steps", 2, "--watch.probes", 0, "--watch.pictures", 0, "--watch.health", 0)
+    return folder
+
+
+def run(*arguments: object) -> None:
+    assert main([str(part) for part in arguments]) == 0, arguments
+
+
+def command(work: Path, out: str, *more: object) -> list[object]:
+    fixed = ["curve", "smoke/classify", "--data", work / "store", "--init", work / "base", "--out", work / out]
+    fast = ["--resamples", 100, "--trainer.max_steps", 2, "--watch.validate", 0, "--watch.pictures", 0]
+    return [*fixed, *fast, *more]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def lines_of(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scored(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/test.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(work):
+    """A study of scratch alone, in one go."""
+    run(*command(work, "whole", *SCRATCH))
+    return work / "whole"
+
+
+ONCE = ("--draws", 1, "--seeds", 1)
+SCRATCH = ("--arms", "scratch", "--labels", "4,8", *ONCE)
+
+
+def test_a_study_leaves_tables_words_and_pictures(work, capsys):
+    run(*command(work, "study", "--labels", "4,100%", "--draws", 2, "--seeds", 1, "--longer", 2), "--dry_run")
+    said = capsys.readouterr().out
+    # five trained arms x 2 x 2 of two steps, one of them of four; votes of one and of two sets of features
+    assert "23 pieces of work, 23 to do, 48 optimiser steps: no run to estimate from yet" in said
+    assert not (work / "study").exists()
+    run(*command(work, "study", "--labels", "4,100%", *ONCE, "--arms", "pretrained,scratch,frozen,knn", *FLOOR))
+    said = capsys.readouterr().out
+    assert "10 of 10" in said
+    assert "left\n" in said
+    assert "step 2/2" not in said  # the runs speak into their logs
+    found = read(work / "study" / "curve.json")
+    arms = ["pretrained", "scratch", "frozen", "frozen_random", "knn", "knn_random"]
+    assert list(dict.fromkeys(entry["arm"] for entry in found["arms"])) == arms
+    assert (found["labels"], found["test_patients"], found["test_cases"]) == ([4, 36], 12, 12)
+    assert any("no patient and no image of the test is in the pretraining" in line for line in found["leakage"])
+    assert any(line.startswith("train: no patient and no image of the test is in train") for line in found["leakage"])
+    assert {entry["arm"]: entry["steps"] for entry in found["compute"]} == dict.fromkeys(arms[:4], 4) | {
+        "knn": 0,
+        "knn_random": 0,
+    }
+    for name in ("curve.png", "curve.svg", "curve.md", "curve.csv", "comparisons.csv", "subgroups.csv", "runs.csv"):
+        assert (work / "study" / name).stat().st_size > 100, name
+    check_runs(work / "study", found)
+    page = (work / "study" / "report.html").read_text()
+    assert page.count("<h2>") == 3  # summary, the study, how to read: the runs inside have no chapters of their own
+    assert found["verdict"].split(" (")[0] in page
+    assert str(work) not in page + (work / "study" / "curve.md").read_text() + json.dumps(found)
+
+
+FLOOR = ("--floor", "ridge=0.6")
+
+
+def check_runs(folder: Path, found: dict) -> None:
+    """The table of runs agrees with what the tasks recorded, and means with the table."""
+    lines = lines_of(folder / "runs.csv")
+    assert len(lines) == 12
+    for line in lines:
+        kept = read(folder / "runs" / line["run"] / "test.json")
+        if kept["scores"]:
+            assert float(line["balanced_accuracy"]) == pytest.approx(kept["scores"]["balanced_accuracy"], abs=1e-5)
+    own = [float(line["balanced_accuracy"]) for line in lines if (line["arm"], line["labels"]) == ("frozen", "36")]
+    mean = next(e["mean"] for e in found["arms"] if (e["arm"], e["labels"]) == ("frozen", 36))
+    assert mean == pytest.approx(np.mean(own))
+    assert not list(folder.glob("runs/*/checkpoints"))
+    assert not list(folder.glob("runs/*/exports"))
+
+
+def test_finished_runs_are_found_again_whatever_else_is_asked(work, whole, capsys):
+    copy = shutil.copytree(whole, work / "elsewhere" / "again")
+    asked = command(work, "elsewhere/again", "--arms", "scratch", *ONCE)
+    run(*asked, "--labels", "4,8,16", "--data.num_workers", 0, "--watch.checkpoint_minutes", 3)
+    assert "2 of 3 pieces of work are done already" in capsys.readouterr().out
+    before, after = scored(whole), scored(copy)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 3
+    run(*asked, "--labels", "4,8", "--learner.lr", 0.01, "--dry_run")
+    assert "2 to do" in capsys.readouterr().out  # another rate is another run
+
+
+def without_times(found: dict) -> dict:
+    return {name: value for name, value in found.items() if not name.startswith("compute")}
+
+
+def test_a_killed_study_goes_on_and_ends_as_one_that_was_not(work, whole):
+    asked = command(work, "killed", *SCRATCH)
+    child = os.fork()
+    if child == 0:  # the study, to be killed after its first run
+        try:
+            main([str(part) for part in asked])
+        finally:
+            os._exit(0)
+    until = time.monotonic() + 60
+    while not scored(work / "killed") and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    before = scored(work / "killed")
+    assert len(before) == 1
+    assert not (work / "killed" / "curve.json").exists()
+    assert read(work / "killed" / "run.json")["status"] == "running"
+    run(*asked)
+    after = scored(work / "killed")
+    assert {name: after[name] for name in before} == before
+    assert without_times(read(work / "killed" / "curve.json")) == without_times(read(whole / "curve.json"))
+    assert sorted(scored(whole)) == sorted(after)  # the names do not depend on the place
+
+
+def test_several_at_a_time_give_the_same(work, whole):
+    run(*command(work, "pool", *SCRATCH, "--processes", 2))
+    pool, one = read(work / "pool" / "curve.json"), read(whole / "curve.json")
+    assert without_times(pool) == without_times(one)
+    assert not list((work / "pool").glob("runs/*/checkpoints"))
+
+
+def test_identical_arms_are_no_difference(work):
+    """The same export under two names shares its run, and the study says that nothing was shown."""
+    run(*command(work, "twins", "--arms", "pretrained", "--arm", f"twin={work / 'base'}", "--labels", "4", *ONCE))
+    found = read(work / "twins" / "curve.json")
+    assert len(scored(work / "twins")) == 1
+    (entry,) = found["comparisons"]
+    assert (entry["arm"], entry["baseline"]) == ("pretrained", "twin")
+    assert (entry["mean"], entry["low"], entry["high"], entry["p"], entry["shown"]) == (0, 0, 0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--labels", "500"), "has 36 labelled patients"),
+        (("--labels", "1"), "the task needs 2"),
+        (("--arms", "pretrainde"), "there is no 'pretrainde'"),
+        (("--arm", "twin"), "write NAME=VALUE"),
+        (("--arm", "knn=x"), "this name is taken"),
+        (("--floor", "ridge=high"), "must be a number"),
+        (("--data.labels", 3), "use --labels"),
+        (("--draws", 0), "at least one"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_runs(work, capsys, more, message):
+    assert main([str(part) for part in command(work, "wrong", *more)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (work / "wrong").exists()
+
+
+def test_masks_are_studied_too_with_bands_of_size(tmp_path, capsys):
+    volumes(tmp_path / "scans", 20)
+    store_of(tmp_path / "scans", tmp_path / "store")
+    quiet = ["--watch.probes", 0, "--watch.pictures", 0, "--watch.health", 0]
+    run(
+        "pretrain",
+        "smoke/mae_3d",
+        "--data",
+        tmp_path / "store",
+        "--out",
+        tmp_path / "base",
+        "--trainer.max_steps",
+        1,
+        *quiet,
+    )
+    asked = [
+        "curve",
+        "smoke/segment",
+        "--data",
+        tmp_path / "store",
+        "--init",
+        tmp_path / "base",
+        "--out",
+        tmp_path / "out",
+    ]
+    few = ["--labels", "2", "--draws", 1, "--seeds", 1, "--arms", "pretrained,scratch,knn", "--resamples", 50]
+    run(*asked, *few, "--trainer.max_steps", 1, "--watch.validate", 0, "--watch.pictures", 0)
+    assert "knn is left out: it needs one class per image" in capsys.readouterr().out
+    found = read(tmp_path / "out" / "curve.json")
+    assert found["metric"] == "dice"
+    assert found["test_patients"] == 2  # four images of two patients: an image is no independent case
+    assert found["test_cases"] == 4
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No difference" in page or "no difference" in page
+
+
+def test_groups_of_a_table_are_found_by_the_names_of_the_user(work, tmp_path):
+    store = Store(work / "store")
+    rows = list(store.rows.where(split="test"))
+    table = tmp_path / "groups.csv"
+    table.write_text("id,scanner,age\n" + "".join(f"{row.id},{'AB'[n % 2]},{20 + n}\n" for n, row in enumerate(rows)))
+    found = groups_of_table(table, store, rows)
+    assert found["scanner"] == ["A", "B"] * 6
+    assert [found["age"].count(name) for name in dict.fromkeys(found["age"])] == [4, 4, 4]
+    files = sorted(path.relative_to(work / "scans").as_posix() for path in (work / "scans").glob("test/*/*.png"))
+    table.write_text("image,scanner\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in files))
+    sides = groups_of_table(table, store, rows)["scanner"]
+    assert sides == [store.class_names[row.label] for row in rows]
+    table.write_text("name,scanner\nx,A\n")
+    with pytest.raises(UserError, match="one column must be named id, patient or image"):
+        groups_of_table(table, store, rows)
+    table.write_text("id,scanner\nx,A\n")
+    with pytest.raises(UserError, match="no line names a id of the test split"):
+        groups_of_table(table, store, rows)
+
+
+def test_embed_writes_neighbours_and_a_picture(work, tmp_path, capsys):
+    out = tmp_path / "features.parquet"
+    fixed = ["embed", work / "base", "--data", work / "store", "--out", out]
+    run(*fixed, "--neighbours", 3, "--picture", tmp_path / "points.png", "--colour", "split")
+    found = pq.read_table(out).to_pydict()
+    features = np.array(found["feature"])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = unit @ unit.T - 2 * np.eye(60)
+    assert np.array(found["similarity"]) == pytest.approx(-np.sort(-similarity, 1)[:, :3], abs=1e-5)
+    assert all(name not in near for name, near in zip(found["id"], found["neighbour"], strict=True))
+    table = lines_of(tmp_path / "features.neighbours.csv")
+    assert [line["class"] for line in table] == ["left", "right"]
+    assert all(0 <= float(line["precision_at_3"]) <= 1 for line in table)
+    assert (tmp_path / "points.png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert main([str(part) for part in [*fixed, "--picture", tmp_path / "x.png", "--colour", "mood"]]) == 2
+    assert "the store knows label, site" in capsys.readouterr().err
