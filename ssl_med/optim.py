@@ -1,19 +1,22 @@
 """Parameter groups and the optimiser: no decay on vectors, smaller rates for earlier layers."""
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def parameter_groups(
     module: nn.Module, layers: Sequence[Sequence[nn.Parameter]], weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
-    """Groups for AdamW, with ``scale`` as the factor on the learning rate.
+    """Groups for AdamW, with ``scale`` as the factor on the learning rate and ``trunk`` for what is in a layer.
 
-    Layer ``i`` of ``n`` gets ``layer_decay ** (n - i)``; parameters outside all layers (heads, decoders) get 1
-    (BEiT, arXiv 2106.08254, and MAE's fine-tuning have the same rule with the final norm among the heads; here the norm
-    is a layer, so that each layer of a ViT stands one power lower). Biases, norms and single tokens are not decayed.
+    Layer ``i`` of ``n`` gets ``layer_decay ** (n - i)``; parameters outside all layers (heads, decoders) get 1, and so
+    does a last layer without matrices (a final norm), as in BEiT (arXiv 2106.08254) and in MAE's fine-tuning. Biases,
+    norms and single tokens are not decayed.
 
     Args:
         module: whose trainable parameters are grouped.
@@ -21,15 +24,31 @@ def parameter_groups(
         weight_decay: decay of matrices.
         layer_decay: factor per layer; 1 for the same rate everywhere.
     """
+    trunk = {id(p) for layer in layers for p in layer}
+    if layers and all(p.ndim < 2 for p in layers[-1]):
+        layers = layers[:-1]
     depth = {id(p): i for i, layer in enumerate(layers) for p in layer}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = layer_decay ** (len(layers) - depth.get(id(parameter), len(layers)))
         vector = parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "bias"))
-        groups.setdefault((scale, 0.0 if vector else weight_decay), []).append(parameter)
-    return [{"params": ps, "scale": scale, "weight_decay": wd} for (scale, wd), ps in groups.items()]
+        key = (scale, 0.0 if vector else weight_decay, id(parameter) in trunk)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": ps, "scale": s, "weight_decay": wd, "trunk": inside} for (s, wd, inside), ps in groups.items()]
+
+
+def hold_still(groups: Iterable[dict]) -> None:
+    """Drop the gradients of the trunk: neither moments nor clipping see what its rate of 0 will not use.
+
+    Args:
+        groups: of the optimiser, see :func:`parameter_groups`.
+    """
+    for group in groups:
+        for parameter in group["params"] if group["trunk"] else ():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
 
 
 def adamw(groups: list[dict], lr: float, betas: tuple[float, float], fused: bool = True) -> torch.optim.AdamW:
@@ -45,6 +64,12 @@ def adamw(groups: list[dict], lr: float, betas: tuple[float, float], fused: bool
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
+def clip_all(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clip all gradients together by their common norm; returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 @torch.no_grad()
 def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Clip the gradient of every tensor by its own norm (DINO, arXiv 2104.14294, official code).
@@ -57,6 +82,23 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         The norm of all gradients together, before clipping.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    norms = torch._foreach_norm([local(gradient) for gradient in gradients])
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        norms = _norms_of_wholes(norms, cast(DTensor, gradients[0]))
+    torch._foreach_mul_(
+        [local(gradient) for gradient in gradients], [(limit / (n + 1e-6)).clamp(max=1.0) for n in norms]
+    )
     return torch.stack(list(norms)).norm()
+
+
+def local(x: Tensor) -> Tensor:
+    """What lies in this process of a tensor, as a view of it; all of it unless it is sharded."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _norms_of_wholes(norms: Sequence[Tensor], one: DTensor) -> Sequence[Tensor]:
+    """Norms of tensors from those of their shards; the last axis of the mesh is the one that is sharded over."""
+    squares = torch.stack(list(norms)).square()
+    mesh = one.device_mesh
+    dist.all_reduce(squares, group=mesh.get_group(mesh.ndim - 1))
+    return squares.sqrt().unbind()

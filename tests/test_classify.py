@@ -11,7 +11,7 @@ from ssl_med.backbones import UNetEncoder
 def classify(axes: int = 2, classes: int = 3, window: int = 8, **changes) -> Classify:
     torch.manual_seed(0)
     task = Classify(UNetEncoder(axes, 1, (4, 8), blocks=1), classes, [window] * axes, **changes).eval()
-    torch.nn.init.normal_(task.head.weight)
+    torch.nn.init.normal_(task.readout.last.weight)
     return task
 
 
@@ -101,6 +101,6 @@ def test_a_frozen_backbone_keeps_its_batch_statistics():
     task = Classify(backbone, 2, [32, 32], frozen=True).train()
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     task({"image": torch.randn(4, 1, 32, 32), "label": torch.tensor([0, 1, 0, 1])}, 0.0)
-    assert task.head.training
+    assert task.readout.training
     assert not backbone.training
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())

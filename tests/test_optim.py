@@ -32,11 +32,32 @@ def test_of_a_transformer_only_matrices_are_decayed(tiny_vit) -> None:
     for name, parameter in vit.named_parameters():
         matrix = parameter.ndim == 2 and name.endswith("weight")
         assert setting(groups, parameter)[1] == (0.05 if matrix else 0.0), name
-    # embedding, two blocks, final norm: four layers below the head
-    assert setting(groups, vit.cls_token)[0] == pytest.approx(0.75**4)
-    assert setting(groups, vit.blocks[0].attn.qkv.weight)[0] == pytest.approx(0.75**3)
-    assert setting(groups, vit.blocks[1].attn.qkv.weight)[0] == pytest.approx(0.75**2)
-    assert setting(groups, vit.norm.weight)[0] == pytest.approx(0.75)
+    # embedding and two blocks: three layers below the head, to which the final norm belongs
+    assert setting(groups, vit.cls_token)[0] == pytest.approx(0.75**3)
+    assert setting(groups, vit.blocks[0].attn.qkv.weight)[0] == pytest.approx(0.75**2)
+    assert setting(groups, vit.blocks[1].attn.qkv.weight)[0] == pytest.approx(0.75)
+    assert setting(groups, vit.norm.weight)[0] == 1
+    assert all(group["trunk"] for group in groups)
+
+
+def test_layer_decay_is_that_of_timm_but_for_the_final_norm(tiny_vit) -> None:
+    """timm counts the final norm to the last block; BEiT, MAE and we count it to the head."""
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.optim import param_groups_layer_decay
+
+    settings = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    theirs = VisionTransformer(**settings, num_classes=3, class_token=True)
+    names = {id(p): name for name, p in theirs.named_parameters()}
+    wanted = {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(theirs, 0.05, ("pos_embed", "cls_token"), layer_decay=0.75)
+        for p in group["params"]
+    }
+    ours = nn.ModuleDict({"backbone": tiny_vit(2, positions="learned", grid=(2, 2)), "head": nn.Linear(24, 3)})
+    groups = parameter_groups(ours, ours["backbone"].layers(), 0.05, 0.75)
+    found = {name.removeprefix("backbone."): setting(groups, p) for name, p in ours.named_parameters()}
+    last = {"norm.weight": (1.0, 0.0), "norm.bias": (1.0, 0.0)}
+    assert found == {name: pytest.approx(values) for name, values in {**wanted, **last}.items()}
 
 
 def test_each_trainable_parameter_stands_in_one_group(tiny_vit) -> None:

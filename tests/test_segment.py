@@ -38,7 +38,9 @@ def test_a_perfect_model_predicts_the_mask(space: tuple[int, ...], monkeypatch: 
     assert torch.equal(found, mask)
     assert set(windows) == {tuple(task.window)}
     scores = task.score(found, batch)
-    assert all((values == 1).all() for values in scores.values())
+    best = {"dice": 1, "surface_dice": 1, "hd95": 0}
+    for name, value in best.items():
+        assert all((scores[f"{name}_{label}"] == value).all() for label in (1, 2)), name
     assert task.summarise(scores)["dice"] == 1
 
 
@@ -77,7 +79,8 @@ def test_unlabelled_voxels_are_no_mistakes() -> None:
     known = mask.clone()
     known[..., 4:] = -1
     scores = segment().score(guess, {"image": guess.float(), "mask": known})
-    assert all((values == 1).all() for values in scores.values())
+    assert all((scores[f"{name}_{label}"] == 1).all() for name in ("dice", "surface_dice") for label in (1, 2))
+    assert all((scores[f"hd95_{label}"] == 0).all() for label in (1, 2))
 
 
 def test_summary_is_the_mean_over_cases_then_classes() -> None:

@@ -1,7 +1,7 @@
 """Pretext tasks: one file each, read as their papers; a new one needs no line anywhere else."""
 
 from ssl_med.tasks.barlow_twins import BarlowTwins
-from ssl_med.tasks.base import Choice, Plan, PretextTask, SupervisedTask, Task
+from ssl_med.tasks.base import Choice, Plan, PretextTask, Rates, SupervisedTask, Task
 from ssl_med.tasks.byol import BYOL
 from ssl_med.tasks.dino import DINO
 from ssl_med.tasks.hybrid import Hybrid
@@ -35,6 +35,7 @@ __all__ = [
     "ModelsGenesis",
     "Plan",
     "PretextTask",
+    "Rates",
     "RegionContrast",
     "SSiT",
     "SimCLR",

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
+from ssl_med.schedules import warmup_cosine
 from ssl_med.types import Batch, Losses
 
 
@@ -20,12 +22,15 @@ class Plan:
         steps: optimiser steps.
         forward_size: samples of one forward pass, over all processes: what losses over a batch see at once. Smaller
             than ``batch_size`` where gradients are accumulated; the same if 0.
+        targets: what is to be learned of each training image: classes (n,) and findings (n, k), -1 where unknown, or
+            numbers (n,), NaN where unknown. None for masks, boxes and pretraining.
     """
 
     images: int
     batch_size: int
     steps: int
     forward_size: int = 0
+    targets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.forward_size:
@@ -37,6 +42,18 @@ class Choice(NamedTuple):
 
     value: Any
     reason: str
+
+
+class Rates(NamedTuple):
+    """Factors on the peak learning rate at some moment of the training.
+
+    Attributes:
+        trunk: of the parameters in :meth:`Task.layers`; 0 holds them still.
+        head: of all others.
+    """
+
+    trunk: float
+    head: float
 
 
 class Task(nn.Module, ABC):
@@ -72,6 +89,15 @@ class Task(nn.Module, ABC):
         """Groups of parameters from input to output for layer-wise rates; what is in no group counts as last."""
         return []
 
+    def rates(self, progress: float, warmup: float) -> Rates:
+        """How large the learning rates are: warm-up and cosine decay for all, unless a task says otherwise.
+
+        Args:
+            progress: share of the training done, 0 to 1.
+            warmup: share of the training that warms up.
+        """
+        return Rates(*[warmup_cosine(progress, warmup)] * 2)
+
 
 class PretextTask(Task):
     """A task that needs no labels and leaves parts worth keeping."""
@@ -106,9 +132,22 @@ class SupervisedTask(Task):
 
     metric: str
 
+    @classmethod
+    def from_scratch(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the same training for a backbone with random weights: nothing that only suits good weights.
+
+        Args:
+            settings: arguments of the constructor, as they stand in a config.
+        """
+        return dict(settings)
+
+    def merged(self) -> "SupervisedTask":
+        """The task without what only training needed; itself if there is nothing of the kind."""
+        return self
+
     @abstractmethod
     def predict(self, batch: Batch) -> Tensor:
-        """Predictions for whole images of any size: class probabilities (b, k), or a label map (b, 1, \\*space)."""
+        """Predictions for whole images of any size: probabilities or numbers (b, k), or labels (b, 1, \\*space)."""
 
     @abstractmethod
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
