@@ -12,9 +12,25 @@ from typing import Required, TypedDict
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+MODALITIES = ("", "CT", "MR", "PT", "US", "CR", "DX", "MG", "NM", "XA", "RF", "OP", "OPT", "SM", "ES", "XC")
+"""DICOM's words for modalities; their places are the numbers in a batch, so new ones are added at the end."""
+
+
+def modality_code(word: str) -> int:
+    """Place of a modality in :data:`MODALITIES`; 0 where it is none of them."""
+    return MODALITIES.index(word) if word in MODALITIES else 0
+
 
 class Batch(TypedDict, total=False):
-    """What travels: collated samples on one device. A *view* is a Batch too. Only ``image`` is always there."""
+    """What travels: collated samples on one device. A *view* is a Batch too. Only ``image`` is always there.
+
+    Boxes are float32 (b, n, 2 * axes): the lowest corner, then the highest, each along *space (z, y, x, or y, x), in
+    voxels of this batch's ``image``. They are faces: the voxel 3 alone is a box from 3 to 4, and an image of 96 voxels
+    goes from 0 to 96. A crop keeps the boxes whose centre it shows, clipped to it. ``n`` is the largest number of boxes
+    that an image of the split has; lines beyond an image's own, and boxes that left the picture, have ``box_labels`` -1
+    and hold zeros. They need not stand at the end: choose by ``box_labels >= 0``. Transforms of geometry move boxes
+    with the image (a turned box becomes the straight one around it); views that cut several crops leave them out.
+    """
 
     image: Required[Float[Tensor, "b c *space"]]
     spacing: Float[Tensor, "b d"]  # mm per voxel along *space
@@ -23,7 +39,10 @@ class Batch(TypedDict, total=False):
     mask: Int[Tensor, "b 1 *space"]  # voxel labels; -1 = unlabelled
     label: Tensor  # (b,) class (or grade, for ordinal targets) of the whole image; -1 = unlabelled
     labels: Int[Tensor, "b k"]  # several findings: 1, 0, or -1 = unknown
-    boxes: Float[Tensor, "b m faces"]  # lowest *space, highest *space (faces, in voxels), class; lines of -1 are no box
+    value: Float[Tensor, " b"]  # a measured number, such as an age or a volume; always known where it is there
+    boxes: Float[Tensor, "b n corners"]  # lowest, then highest corner, see below; lines without a label are zeros
+    box_labels: Int[Tensor, "b n"]  # class of each box; -1 = this line is no box
+    modality: Int[Tensor, " b"]  # place in MODALITIES; 0 = unknown or none of them
     key: Int[Tensor, " b"]  # random key of each sample, a function of (seed, its global position)
     id: list[str]  # keyed hash of the sample, never a path
 
@@ -35,10 +54,12 @@ class Features:
     Attributes:
         pooled: one vector per image, (b, embed_dim).
         maps: feature maps (b, channels[i], \\*grid_i), fine to coarse; ``strides[i]`` voxels per cell along each axis.
+        token: the class token of each image (b, embed_dim); None of backbones without one.
     """
 
     pooled: Float[Tensor, "b d"]
     maps: list[Tensor]
+    token: Float[Tensor, "b d"] | None = None
 
 
 Losses = Mapping[str, Tensor]

@@ -83,7 +83,7 @@ def test_columns_say_what_columns_mean(tabled):
     [
         ({"label": "patholgy"}, "index.csv has no column 'patholgy': did you mean 'pathology'"),
         ({"image": "images/{fil}"}, "no column 'fil': did you mean 'file'"),
-        ({"labels": "pathology"}, "unknown field 'labels': did you mean 'label'"),
+        ({"lable": "pathology"}, "unknown field 'lable': did you mean 'label'"),
     ],
 )
 def test_unknown_columns_name_the_nearest(tabled, columns, sentence):

@@ -209,16 +209,17 @@ def test_the_wanted_voxel_is_shown_wherever_it_lies():
 def test_boxes_move_with_the_crop():
     boxes = np.array([[2, 3, 4, 6, 9, 12, 1], [0, 0, 0, 1, 1, 1, 2], [18, 18, 18, 20, 20, 20, 0]], float)
     found = boxes_inside(boxes, Region([10, 10, 10], [1, 2, 3], [10, 10, 10], [1.0] * 3), 2)
-    assert found.tolist() == [[1, 1, 1, 5, 7, 9, 1], [-1] * 7]
+    assert [part.tolist() for part in found] == [[[1, 1, 1, 5, 7, 9], [0] * 6], [1, -1]]
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     region = turned_region([20] * 3, [1.0] * 3, [9, 9, 9], [1.0] * 3, turn, np.array([5.0, 6.0, 7.0]))
     labels = np.zeros((1, 20, 20, 20), np.uint8)
     labels[0, 2:6, 3:9, 4:12] = 1
     window = tuple(slice(a, a + n) for a, n in zip(region.corner, region.read, strict=True))
     shown = np.argwhere(filling.fill_labels(labels[(slice(None), *window)], region)[0] == 1)
-    box = boxes_inside(boxes[:1], region, 1)[0]
-    assert np.allclose(box, [*shown.min(0), *(shown.max(0) + 1), 1])
-    assert boxes_inside(np.empty((0, 7)), region, 3).tolist() == [[-1.0] * 7] * 3
+    box, label = boxes_inside(boxes[:1], region, 1)
+    assert np.allclose(box[0], [*shown.min(0), *(shown.max(0) + 1)])
+    assert label.tolist() == [1]
+    assert [part.tolist() for part in boxes_inside(np.empty((0, 7)), region, 3)] == [[[0.0] * 6] * 3, [-1] * 3]
 
 
 def test_kernels_write_only_what_they_are_given():

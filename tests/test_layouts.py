@@ -346,7 +346,7 @@ def test_bids_labels_on_request(bids):
     assert describe_layout(bids, columns={"label": "group"}).class_names == ("control", "patient")
     with pytest.raises(UserError, match="no column 'diagnosis'"):
         find_images(bids, columns={"label": "diagnosis"})
-    with pytest.raises(UserError, match="only label and site"):
+    with pytest.raises(UserError, match="only label, site, labels"):
         find_images(bids, columns={"patient": "group"})
 
 

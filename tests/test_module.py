@@ -1,7 +1,6 @@
 """The data module: weights, targets of every kind, settings as plain data, and how long training waits for it."""
 
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from stores import pictures, store_of, volumes
 
 from ssl_med.callbacks.waiting import Waiting
-from ssl_med.data import module as module_file
+from ssl_med.data.index import find_images
 from ssl_med.data.module import StoreData
+from ssl_med.data.prepare import build_store
 from ssl_med.data.rows import Rows
 from ssl_med.errors import UserError
 
@@ -34,7 +34,7 @@ def test_weights_by_modality(store, monkeypatch):
 def test_weights_that_do_not_fit_are_refused(store):
     with pytest.raises(UserError, match="every modality of the training images: ''"):
         StoreData(str(store.folder), 8, weights={"CT": 1}).crops()
-    with pytest.raises(UserError, match="says nothing about dataset"):
+    with pytest.raises(UserError, match="every dataset of the training images: ''"):
         StoreData(str(store.folder), 8, weights={"a": 1}, weights_by="dataset").crops()
     with pytest.raises(UserError, match="must be positive"):
         StoreData(str(store.folder), 8, crops_per_image=0)
@@ -56,31 +56,38 @@ def test_crops_of_an_image_follow_each_other_closely(store):
     assert sorted(Counter(first).values()) == [4, 4]
 
 
-def test_findings_and_boxes_are_read_where_there_are_any(tmp_path, monkeypatch):
-    store = store_of(pictures(tmp_path / "in", 10), tmp_path / "store")
-    first, second = (row.id for row in store.rows.where(split="train")[:2])
-    boxes = {first: [2, 3, 10, 12, 1, 0, 0, 40, 40, 0], second: [30, 30, 39, 39, 2]}
-    monkeypatch.setattr(
-        Rows,
-        "__getitem__",
-        lambda self, n: replace(
-            row := plain(self, n), labels=[1, 0, -1] if n % 2 else [-1] * 3, boxes=boxes.get(row.id, [])
-        ),
+def annotated(folder):
+    """Pictures with two findings, a number and boxes in a table; of every second image nothing is known."""
+    pictures(folder, 12)
+    lines = ["image,split,label:edema,label:effusion,age,boxes"]
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        facts = f"1,uncertain,{number}.5" if number % 2 else ",,"
+        split = "test" if number > 9 else "train"
+        lines.append(f"{path.relative_to(folder)},{split},{facts},{BOXES[number % 3] if number % 2 else ''}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+BOXES = ('"[[2, 3, 8, 10, 1]]"', '"[[2, 3, 8, 10, 1], [0, 0, 40, 40, 0]]"', '"[[30, 30, 9, 9, 2]]"')
+
+
+def test_findings_numbers_and_boxes_are_read_where_there_are_any(tmp_path):
+    columns = {"value": "age", "boxes": "boxes"}
+    records = list(find_images(annotated(tmp_path / "in"), columns=columns))
+    build_store(records, tmp_path / "store", [], say=lambda text: None)
+    several, number, boxes = (
+        StoreData(str(tmp_path / "store"), 40, 5, targets=kind) for kind in ("labels", "value", "boxes")
     )
-    monkeypatch.setattr(Rows, "__iter__", lambda self: (self[n] for n in range(len(self))))
-    monkeypatch.setattr(module_file, "labelled_subset", lambda rows, labels, seed: rows)
-    several = StoreData(str(tmp_path / "store"), 40, 3, targets="labels")
-    assert len(several.rows("train")) == 3  # every second of six has a finding that is known
-    data = StoreData(str(tmp_path / "store"), 40, 2, targets="boxes")
-    batch = next(iter(data.train_dataloader()))
-    lines = dict(zip(batch["id"], batch["boxes"].tolist(), strict=True))
-    assert lines == {
-        first: [[2, 3, 10, 12, 1], [0, 0, 40, 40, 0]],
-        second: [[30, 30, 39, 39, 2], [-1] * 5],
-    }
-
-
-plain = Rows.__getitem__
+    batch = next(iter(several.train_dataloader()))
+    assert batch["labels"].tolist() == [[1, -1]] * 5
+    assert sorted(next(iter(number.train_dataloader()))["value"].tolist()) == [1.5, 3.5, 5.5, 7.5, 9.5]
+    batch = next(iter(boxes.train_dataloader()))
+    assert batch["boxes"].shape == (5, 2, 4)  # x, y, w, h of the table are y, x, y, x here
+    found = sorted(zip(batch["boxes"].tolist(), batch["box_labels"].tolist(), strict=True))
+    assert found[0] == ([[3, 2, 13, 10], [0, 0, 0, 0]], [1, -1])
+    assert ([[3, 2, 13, 10], [0, 0, 40, 40]], [1, 0]) in found
+    assert found[-1] == ([[30, 30, 39, 39], [0, 0, 0, 0]], [2, -1])
+    assert len(StoreData(str(tmp_path / "store"), 40, 5, targets="boxes", labels=2).rows("train")) == 2
 
 
 class Slow(pl.LightningModule):

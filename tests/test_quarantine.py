@@ -84,3 +84,10 @@ def test_a_task_of_another_grid_does_not_predict() -> None:
     assert "2.0 mm" in _other_grid({"input": {"prepared": {"spacing": 2.0}}})
     assert "LPS" in _other_grid({"input": {"prepared": {"spacing": None, "orientation": "LPS"}}})
     assert "crop_mm" in _other_grid({"input": {"fixed_spacing_mm": [1.0, 1.0, 1.0]}})
+
+
+def test_hashes_are_checked_unless_told_not_to(tmp_path) -> None:
+    volumes(tmp_path / "scans", 4, masks=False)
+    store_of(tmp_path / "scans", tmp_path / "store")
+    assert StoreData(str(tmp_path / "store"), crop=8).store.verify
+    assert not StoreData(str(tmp_path / "store"), crop=8, verify=False).store.verify

@@ -1,6 +1,5 @@
 """Where a crop lies in its image: straight and cut along the voxels, or turned, zoomed and at a spacing of its own."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssl_med.data.boxes import moved
 from ssl_med.data.sampler import crop_corner
 from ssl_med.errors import UserError
 from ssl_med.transforms.base import check_range
@@ -158,28 +158,26 @@ def whole_region(space: list[int], spacing: list[float], size: list[int], new_sp
     return Region(size, [0] * len(space), list(space), new_spacing, np.diag(ratio), (ratio - 1) / 2)
 
 
-def boxes_inside(boxes: np.ndarray, region: Region, most: int) -> torch.Tensor:
+def boxes_inside(boxes: np.ndarray, region: Region, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The boxes whose centre lies in a crop, clipped to it.
 
     Args:
-        boxes: (m, 2n + 1): lowest and highest faces in voxels of the image, then the class; a box around voxel 3 alone
-            goes from 3 to 4.
+        boxes: (m, 2n + 1): lowest and highest corners in voxels of the image, then the class; a box around voxel 3
+            alone goes from 3 to 4.
         region: the crop. A turned box becomes the straight one that encloses it.
-        most: lines of the answer; what is not needed is -1.
+        most: lines of the answer; what is not needed is 0, with the class -1.
 
     Returns:
-        (most, 2n + 1) float32, in voxels of the crop.
+        (most, 2n) float32 in voxels of the crop, and the classes (most,).
     """
     axes = len(region.size)
-    ends = boxes[:, : 2 * axes].reshape(-1, 2, axes) - np.array(region.corner)
+    corners = boxes[:, :-1] - np.tile(np.array(region.corner, float), 2)
     if region.matrix is not None and region.offset is not None:
-        picks = np.array(list(itertools.product((0, 1), repeat=axes)))
-        corners = ends[:, picks, np.arange(axes)] - 0.5 - region.offset
-        corners = corners @ np.linalg.inv(region.matrix).T + 0.5
-        ends = np.stack([corners.min(1), corners.max(1)], 1)
-    centre = ends.mean(1)
+        back = np.linalg.inv(region.matrix)
+        corners = moved(corners, back, 0.5 - back @ (0.5 + region.offset))
+    centre = (corners[:, :axes] + corners[:, axes:]) / 2
     kept = ((centre >= 0) & (centre < region.size)).all(1)
-    found = np.full((most, 2 * axes + 1), -1.0, np.float32)
-    found[: kept.sum(), : 2 * axes] = np.clip(ends[kept], 0, region.size).reshape(-1, 2 * axes)
-    found[: kept.sum(), -1] = boxes[kept, -1]
-    return torch.from_numpy(found)
+    found, classes = np.zeros((most, 2 * axes), np.float32), np.full(most, -1, np.int64)
+    found[: kept.sum()] = np.clip(corners[kept], 0, np.tile(region.size, 2))
+    classes[: kept.sum()] = boxes[kept, -1]
+    return torch.from_numpy(found), torch.from_numpy(classes)

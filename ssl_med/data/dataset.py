@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,16 +17,17 @@ from ssl_med.data.buffers import Buffers
 from ssl_med.data.crops import CropAffine, Region, boxes_inside, random_region, straight_region, whole_region
 from ssl_med.data.filling import fill_image, fill_labels
 from ssl_med.data.intensity import Policy, channels_of
+from ssl_med.data.patience import Desk, Stalled, in_time
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder
 from ssl_med.data.store import Damaged, Store
 from ssl_med.errors import UserError
 from ssl_med.ops.random import sample_keys
-from ssl_med.types import Batch
+from ssl_med.types import Batch, modality_code
 
 Sample = dict[str, Any]
-Target = Literal["mask", "label", "labels", "boxes"]
-"""What is learned of an image: voxel labels, one class (or a grade), several findings, or boxes."""
+Target = Literal["mask", "label", "labels", "value", "boxes"]
+"""What is learned of an image: voxel labels, one class (or a grade), several findings, a number, or boxes."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def make_sample(
         region: which voxels of it.
         policy: of the intensities. What lies outside the image looks like air.
         padded: give the map of valid voxels (all samples of a batch must agree).
-        targets: what to give besides the image; the class of the image is always there.
+        targets: what to give besides the image; the class of the image and its modality are always there.
         most_boxes: lines of the boxes.
         out: (c, \\*size) float32 to write the image into.
 
@@ -59,32 +62,30 @@ def make_sample(
     valid = fill_image(image.numpy(), voxels, region, row.scale(policy))
     spacing = torch.tensor(region.spacing, dtype=torch.float32)
     sample: Sample = {"image": image, "spacing": spacing, "label": row.label, "id": row.id}
+    sample["modality"] = modality_code(row.modality)
     if targets == "mask" and row.has_mask:
         labels = store.read(row, "masks", region.corner, region.read)
         sample["mask"] = torch.from_numpy(fill_labels(labels, region))
     elif targets == "labels":
-        sample["labels"] = torch.tensor(findings(row))
+        sample["labels"] = torch.tensor(row.labels)
+    elif targets == "value":
+        sample["value"] = torch.tensor(math.nan if row.value is None else row.value, dtype=torch.float32)
     elif targets == "boxes":
-        sample["boxes"] = boxes_inside(boxes_of(row, len(region.size)), region, most_boxes)
+        sample["boxes"], sample["box_labels"] = boxes_inside(boxes_of(row), region, most_boxes)
     if padded:
         sample["valid"] = torch.ones(1, *region.size, dtype=torch.bool) if valid is None else torch.from_numpy(valid)
     return sample
 
 
-def findings(row: Row) -> list[int]:
-    """1, 0 or -1 (unknown) for each finding of an image; empty where the store has no such column."""
-    return list(getattr(row, "labels", []))
-
-
-def boxes_of(row: Row, axes: int) -> np.ndarray:
-    """(m, 2 * axes + 1): lowest and highest faces in voxels, then the class; none without such a column."""
-    return np.asarray(getattr(row, "boxes", []), np.float64).reshape(-1, 2 * axes + 1)
+def boxes_of(row: Row) -> np.ndarray:
+    """(m, 2 * axes + 1): lowest and highest corners in voxels, then the class."""
+    return np.asarray(row.boxes, np.float64).reshape(-1, 2 * len(row.spacing) + 1)
 
 
 def _most_boxes(rows: Rows, targets: Target | None) -> int:
     if targets != "boxes":
         return 0
-    return max((len(boxes_of(row, len(row.spacing))) for row in rows), default=0)
+    return int(rows.counts("boxes").max(initial=0)) // (2 * rows.lengths("spacing").shape[1] + 1)
 
 
 class CropDataset(Dataset[Sample]):
@@ -98,12 +99,14 @@ class CropDataset(Dataset[Sample]):
         crop: voxels along each axis.
         policy: of the intensities.
         seed: of the run.
-        foreground: share of the crops that must contain a labelled voxel (nnU-Net: one third).
+        foreground: share of the crops that must contain a labelled voxel (nnU-Net: one third), or the middle of a box.
         targets: what to give besides the image.
         order: which row stands at which position; every image once before any comes again, if absent.
         spacing: mm per voxel of the crops along each axis; that of each image if absent.
         affine: turn and zoom the crops while they are read.
         most_damaged: share of images that may be damaged before the training stops; one always may.
+        patience: seconds that reading one sample may take; then the next image of the order takes its place.
+        workers: loader processes.
     """
 
     def __init__(
@@ -119,6 +122,8 @@ class CropDataset(Dataset[Sample]):
         spacing: list[float] | None = None,
         affine: CropAffine | None = None,
         most_damaged: float = 0.02,
+        patience: float = 120.0,
+        workers: int = 0,
     ) -> None:
         self.store, self.crop, self.seed = store, crop, seed
         self.rows = rows if isinstance(rows, Rows) else Rows.of(rows)
@@ -133,6 +138,9 @@ class CropDataset(Dataset[Sample]):
         self.ledger: Path | None = None
         """File that gets a line for every image that is left out; set by who knows the folder of the run."""
         self._buffers = Buffers((channels_of(policy, store.channels), *crop))
+        self.patience, self.desk = patience, Desk(workers)
+        self._stalled: set[tuple[int, int]] | None = None  # read from the ledger when the first sample is
+        self._at_work = (-1, 0)
 
     def _smaller(self) -> bool:
         """Some image is smaller than the crop."""
@@ -143,8 +151,16 @@ class CropDataset(Dataset[Sample]):
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions: what a loader asks for at once, written into one buffer without a copy."""
-        images = self._buffers.take(len(positions))
+        while True:
+            images = self._buffers.take(len(positions))  # a fresh one each time: a thread left behind may write in it
+            try:
+                return in_time(partial(self._batch, positions, images), self.desk, self.patience)
+            except Stalled as error:
+                self._put_off(error)
+
+    def _batch(self, positions: list[int], images: Tensor) -> Batch:
         samples = [self._sample(position, image) for position, image in zip(positions, images, strict=True)]
+        self.desk.begin(-1)
         for sample in samples:
             del sample["image"]
         return cast(Batch, {"image": images, **self.collate(samples)})
@@ -157,7 +173,11 @@ class CropDataset(Dataset[Sample]):
 
     def _sample(self, position: int, out: Tensor | None = None) -> Sample:
         for attempt in range(len(self.rows)):
+            if (position, attempt) in self.stalled:
+                continue
             row = self.rows[self.order(position, attempt)]
+            self.desk.begin(position)
+            self._at_work = (position, attempt)
             try:  # read again even if it was damaged before: what a position gives must not depend on other positions
                 region = self._region(row, position)
                 sample = make_sample(
@@ -169,17 +189,48 @@ class CropDataset(Dataset[Sample]):
                 return {**sample, "position": position}
         raise UserError(f"{self.store.folder}: no image of this training can be read; run `ssl-med prepare` again")
 
+    def _put_off(self, error: Stalled) -> None:
+        """Let the next image of the order take the place of one that is not read in time, now and when resumed."""
+        position, attempt = self._at_work
+        self.stalled.add((position, attempt))
+        row = self.rows[self.order(position, attempt)]
+        self._write({"id": row.id, "reason": str(error), "position": position, "attempt": attempt})
+        self._leave_out(row, error)
+
+    @property
+    def stalled(self) -> set[tuple[int, int]]:
+        """Positions, and how many images were left out there before, that this run could not read in time so far."""
+        if self._stalled is None:
+            text = self.ledger.read_text() if self.ledger is not None and self.ledger.is_file() else ""
+            lines = [json.loads(line) for line in text.splitlines()]
+            self._stalled = {(line["position"], line["attempt"]) for line in lines if "position" in line}
+        return self._stalled
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.ledger is not None:
+            with self.ledger.open("a") as file:  # short lines of several loader processes do not mix
+                file.write(json.dumps(line) + "\n")
+
     def _region(self, row: Row, position: int) -> Region:
         rng = np.random.default_rng((self.seed, 4, position))
         around, space = None, row.shape[1:]
         if rng.random() < self.foreground:
-            voxels = self.store.foreground(row)
-            if len(voxels):
-                around = [int(i) for i in np.unravel_index(voxels[int(rng.integers(len(voxels)))], space)]
+            around = self._labelled_voxel(row, rng)
         turn = None if self.affine is None else self.affine.matrix(rng, len(space))
         return random_region(rng, space, row.spacing, self.crop, self.spacing, turn, around)
 
-    def _leave_out(self, row: Row, error: Damaged) -> None:
+    def _labelled_voxel(self, row: Row, rng: np.random.Generator) -> list[int] | None:
+        """A voxel that the crop must show; None where the image has none."""
+        if self.targets == "boxes" and row.boxes:
+            boxes, axes = boxes_of(row), len(row.spacing)
+            box = boxes[int(rng.integers(len(boxes)))]
+            return [int(i) for i in (box[:axes] + box[axes : 2 * axes]) / 2]
+        voxels = self.store.foreground(row)
+        if not len(voxels):
+            return None
+        return [int(i) for i in np.unravel_index(voxels[int(rng.integers(len(voxels)))], row.shape[1:])]
+
+    def _leave_out(self, row: Row, error: Damaged | Stalled) -> None:
         """Note a damaged image, once.
 
         Raises:
@@ -189,9 +240,7 @@ class CropDataset(Dataset[Sample]):
             return
         self.damaged.add(row.id)
         _log.warning("image %s is left out: %s (%d so far)", row.id, error, len(self.damaged))
-        if self.ledger is not None:
-            with self.ledger.open("a") as file:  # short lines of several loader processes do not mix
-                file.write(json.dumps({"id": row.id, "reason": str(error)}) + "\n")
+        self._write({"id": row.id, "reason": str(error)})
         if len(self.damaged) > max(1, self.most_damaged * len(self.rows)):
             raise UserError(
                 f"{self.store.folder}: {len(self.damaged)} of {len(self.rows)} images are damaged, the last one is "

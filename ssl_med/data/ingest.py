@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_med.data.arrays import write_array
+from ssl_med.data.boxes import stored_boxes
 from ssl_med.data.intensity import statistics
 from ssl_med.data.journal import Outcome
 from ssl_med.data.likeness import perceptual_hash
@@ -21,8 +22,14 @@ from ssl_med.data.store import content_hash
 
 
 def _said(record: Record, settings: Settings) -> str:
-    """What the folder and the person say of a record, beside the bytes of its files."""
-    return repr((replace(record, files=(), mask=None), settings))
+    """What the folder and the person say of a record, beside the bytes of its files.
+
+    What was added to records later is told only where it is given: the stores of earlier versions stay as they are.
+    The name of the data set is not a part of an image.
+    """
+    later = (record.frame, record.value, record.groups, record.units, record.tiling)
+    told = "" if later == ("read", None, (), "", None) else repr(later)
+    return repr((replace(record, files=(), mask=None), settings)) + told
 
 
 def _files(record: Record) -> list[Path]:
@@ -78,19 +85,19 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
     if record.aside:
         return Outcome(source, record.name, None, record.aside, aside=True, content=content)
     try:
-        if record.boxes and settings.moves:
-            raise Unreadable("its boxes are given in voxels, which another spacing or orientation would move")
         image = read(record)
-        image, mask = regrid(image, read_mask(record, image), settings)
+        kept, mask = regrid(image, read_mask(record, image), settings)
+        boxes = stored_boxes(record, image, kept)
     except Unreadable as error:
         return Outcome(source, record.name, None, str(error), content=content)
     except MemoryError:
         return Outcome(source, record.name, None, "not enough memory to read it", content=content)
-    return Outcome(source, record.name, _stored(record, image, mask, folder, key, settings), content=content)
+    row = replace(_stored(record, kept, mask, folder, key, settings), boxes=boxes)
+    return Outcome(source, record.name, row, content=content)
 
 
 def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path, key: bytes, settings: Settings) -> Row:
-    """Write the files of an image and make its row."""
+    """Write the files of an image and make its row, without boxes."""
     name, array = keyed(key, record.name), image.array
     found = statistics(array)
     numbers, scale = packed(array, settings)
@@ -116,7 +123,10 @@ def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path,
         phash=perceptual_hash(array),
         warnings=list(image.warnings),
         labels=list(record.labels),
-        boxes=list(record.boxes),
+        value=record.value,
+        groups=[f"{group}={value}" for group, value in record.groups],
+        dataset=record.dataset,
+        units=image.units or record.units,
     )
     if mask is None:
         return row

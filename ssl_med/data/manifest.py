@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_med.data.rows import SCHEMA, Row, Rows, batches
+from ssl_med.data.rows import SCHEMA, Row, Rows, batches, completed
 from ssl_med.errors import UserError
 
 VERSION = 2
@@ -58,7 +58,7 @@ def open_index(folder: Path, stamp: str) -> Rows:
         if rows.stamp == stamp and rows.table.schema.equals(SCHEMA):
             return rows
     if manifest.is_file():
-        table = pq.read_table(manifest)
+        table = completed(pq.read_table(manifest))
         rows = Rows(table)
         if rows.stamp == stamp and table.schema.equals(SCHEMA):
             if os.access(folder, os.W_OK):

@@ -1,5 +1,6 @@
 """The data module: a store in, batches out, for pretraining and for fine-tuning on a labelled subset."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ssl_med.data.crops import CropAffine
-from ssl_med.data.dataset import CropDataset, Target, WholeDataset, boxes_of, findings
+from ssl_med.data.dataset import CropDataset, Target, WholeDataset
 from ssl_med.data.intensity import Policy, channels_of, check_policy
+from ssl_med.data.patience import explain
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder, StepBatches, groups_of
 from ssl_med.data.store import Store
@@ -27,11 +29,12 @@ class StoreData(pl.LightningDataModule):
         crop: voxels along each axis, or one number for all.
         batch_size: samples per step, over all processes.
         intensity: how voxels are scaled, see :func:`ssl_med.data.intensity.scale_of`.
-        targets: what fine-tuning learns: ``mask``, ``label`` (a class or a grade), ``labels`` (several findings) or
-            ``boxes``; images without it are left out. None for pretraining.
+        targets: what fine-tuning learns: ``mask``, ``label`` (a class or a grade), ``labels`` (several findings),
+            ``value`` (a number) or ``boxes``; images without it are left out. None for pretraining.
         labels: labelled patients to train on: a number, a share below 1, or all.
         labels_seed: of the draw of these patients.
-        foreground: share of crops that must contain a labelled voxel, or tissue where there are no labels.
+        foreground: share of crops that must contain a labelled voxel or the middle of a box, or tissue where there are
+            no labels.
         num_workers: loader processes; 0 is fastest where cores are few, since training itself uses them.
         seed: of order and crops.
         crop_mm: mm along each axis of a crop, or one number for all: every image is then shown at a spacing of
@@ -45,6 +48,9 @@ class StoreData(pl.LightningDataModule):
         crops_per_image: crops taken while an image is in use; more read less from slow disks.
         window: images in use at a time, over which these crops are mixed.
         prefetch: batches that each loader process keeps ready.
+        verify: check the hash of every chunk that is read; without it a flipped bit on the disk is trained on.
+        sample_timeout: seconds that reading one sample may take, for instance from a file server that hangs; then the
+            next image of the order takes its place, which is noted and done again alike when the run is resumed.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class StoreData(pl.LightningDataModule):
         crops_per_image: int = 1,
         window: int = 16,
         prefetch: int = 2,
+        verify: bool = True,
+        sample_timeout: float = 120.0,
     ) -> None:
         super().__init__()
         check_policy(intensity)
@@ -76,14 +84,18 @@ class StoreData(pl.LightningDataModule):
         self.foreground, self.num_workers, self.seed = foreground, num_workers, seed
         self.weights, self.weights_by = weights, weights_by
         self.crops_per_image, self.window, self.prefetch = crops_per_image, window, prefetch
+        self.sample_timeout = sample_timeout
+        self._loader: DataLoader | None = None
         self.affine = CropAffine.of(affine) if isinstance(affine, Mapping) else affine
         self.ledger: Path | None = None  # where images that are left out are noted
-        self.store = Store(folder)
+        self.verify, self.store = verify, Store(folder, verify)
         self.crop: list[int] = self._per_axis("crop", crop)
         self.crop_mm: list[float] | None = None if crop_mm is None else self._per_axis("crop_mm", crop_mm)
-        least = min(*self.crop, *(self.crop_mm or [1]), crops_per_image, window, prefetch)
+        least = min(*self.crop, *(self.crop_mm or [1]), crops_per_image, window, prefetch, sample_timeout)
         if least <= 0:
-            raise UserError("data: crop, crop_mm, crops_per_image, window and prefetch must be positive")
+            raise UserError(
+                "data: crop, crop_mm, crops_per_image, window, prefetch and sample_timeout must be positive"
+            )
 
     @property
     def channels(self) -> int:
@@ -110,10 +122,12 @@ class StoreData(pl.LightningDataModule):
         Raises:
             UserError: there are none.
         """
-        has_mask, labelled = (True if self.targets == kind else None for kind in ("mask", "label"))
-        rows = self.store.rows.where(split=split, has_mask=has_mask, labelled=labelled)
-        if self.targets in ("labels", "boxes"):
-            rows = rows.take(np.flatnonzero([self._has_target(row) for row in rows]))
+        has_mask, labelled, valued = (True if self.targets == kind else None for kind in ("mask", "label", "value"))
+        rows = self.store.rows.where(split=split, has_mask=has_mask, labelled=labelled, valued=valued)
+        if self.targets == "labels":
+            rows = rows.take(rows.known("labels"))
+        if self.targets == "boxes":
+            rows = rows.take(np.flatnonzero(rows.counts("boxes")))
         if not rows:
             wanted = f" with a {self.targets}" if self.targets else ""
             found = self.store.rows.distinct("split")
@@ -122,11 +136,6 @@ class StoreData(pl.LightningDataModule):
             chosen = labelled_subset(rows, self.labels, self.labels_seed)
             return chosen if isinstance(chosen, Rows) else Rows.of(chosen)
         return rows
-
-    def _has_target(self, row: Row) -> bool:
-        if self.targets == "labels":
-            return any(finding >= 0 for finding in findings(row))
-        return len(boxes_of(row, self.store.spatial_dims)) > 0
 
     def crops(self, split: str = "train") -> CropDataset:
         """Random crops of a split; the weights are those of training."""
@@ -142,6 +151,8 @@ class StoreData(pl.LightningDataModule):
             self._order(rows, self.weights if split == "train" else None),
             self.spacing,
             self.affine,
+            patience=self.sample_timeout,
+            workers=self.num_workers,
         )
         dataset.ledger = self.ledger
         return dataset
@@ -163,7 +174,7 @@ class StoreData(pl.LightningDataModule):
 
     def loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader:
         """Endless batches of one process, beginning at batch ``start``."""
-        return DataLoader(
+        self._loader = DataLoader(
             self.crops(),
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
             collate_fn=as_made,
@@ -173,6 +184,11 @@ class StoreData(pl.LightningDataModule):
             prefetch_factor=self.prefetch if self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+        return self._loader
+
+    def explain(self, error: RuntimeError) -> UserError | None:
+        """A sentence for an error that means the death of a loader process; None for any other."""
+        return explain(error, self._loader)
 
     def whole(self, split: str, multiple: Sequence[int], rows: Sequence[Row] | None = None) -> DataLoader:
         """Whole images of a split in order, one by one where their sizes differ."""
@@ -189,5 +205,15 @@ def as_made(batch: Any) -> Any:
 
 
 def single_thread(worker: int) -> None:
-    """Loader processes work on one thread each: more would take the cores from training."""
+    """Loader processes work on one thread each, since more would take the cores from training, and outlast a signal."""
     torch.set_num_threads(1)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _outlast)
+
+
+def _outlast(number: int, frame: Any) -> None:
+    """A signal to the whole job is for the training, whose step needs its loaders; the second one ends this process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(60)  # where the training ended without a word

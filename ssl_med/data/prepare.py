@@ -4,18 +4,24 @@ import csv
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssl_med.data.engines import Engine, engine_of
 from ssl_med.data.ingest import Job, keyed, prepare_one, source_of
-from ssl_med.data.journal import Journal, Outcome, only_one
+from ssl_med.data.journal import Journal, Outcome, only_one, private_folder
+from ssl_med.data.quarantine import Quarantine
 from ssl_med.data.record import Record
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.settings import DEFAULTS, Settings
+from ssl_med.data.spool import Spool
 from ssl_med.data.store import Store, write_index
 from ssl_med.data.subsets import split_by_patient
 from ssl_med.errors import UserError
@@ -24,7 +30,7 @@ KILLED = "the process that read it was killed, probably for want of memory"
 
 
 def build_store(
-    records: list[Record],
+    records: Iterable[Record],
     folder: Path,
     class_names: list[str],
     workers: int = 1,
@@ -34,11 +40,13 @@ def build_store(
     engine: str = "processes",
     scheduler: str = "",
     mask_names: dict[int, str] | None = None,
+    finding_names: Sequence[str] = (),
+    box_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepare all records into ``folder`` and write its index.
 
     Args:
-        records: what the index found.
+        records: what the index found; they are put on the disk as they come, and never held all at once.
         folder: the store; a store that exists is brought up to date, only changed files are done again.
         class_names: names of the image labels.
         workers: processes.
@@ -48,6 +56,8 @@ def build_store(
         engine: ``processes`` or ``dask``; see :func:`ssl_med.data.engines.engine_of`.
         scheduler: address of a Dask scheduler.
         mask_names: names of the voxel labels.
+        finding_names: names of the findings, in their order.
+        box_names: names of the classes of boxes.
 
     Returns:
         Counts: images, new, refused (by reason), set_aside.
@@ -55,27 +65,25 @@ def build_store(
     Raises:
         UserError: no usable image, too many bad ones, two images of one name, or another process prepares this store.
     """
-    _check_names(records)
     run = engine_of(engine, workers, scheduler)
     folder, settings = Path(folder).absolute(), settings.check()
-    with only_one(folder):
+    names = {"class_names": class_names, "mask_names": {str(k): v for k, v in (mask_names or {}).items()}}
+    names |= {"finding_names": list(finding_names), "box_names": list(box_names)}
+    with only_one(folder), _spooled(records, folder) as spool:
         journal = Journal(folder)
         try:
-            names = {"class_names": class_names, "mask_names": {str(k): v for k, v in (mask_names or {}).items()}}
-            return _Build(records, folder, journal, settings, max_bad_share, say).run(run, names)
+            return _Build(spool, folder, journal, settings, max_bad_share, say).run(run, names)
         finally:
             journal.close()
 
 
-def _check_names(records: list[Record]) -> None:
-    """Refuse two images of one name, since ids are made of names; says their places, as names may be of persons."""
-    places: dict[str, int] = {}
-    for place, record in enumerate(records, 1):
-        if (first := places.setdefault(record.name, place)) != place:
-            raise UserError(
-                f"images {first} and {place} of {len(records)} have the same name: expected every image once; "
-                "remove what lists it a second time"
-            )
+@contextmanager
+def _spooled(records: Iterable[Record], folder: Path) -> Iterator[Spool]:
+    if isinstance(records, Spool):
+        yield records
+        return
+    with Spool.of(records, private_folder(folder)) as spool:
+        yield spool
 
 
 class _Build:
@@ -83,7 +91,7 @@ class _Build:
 
     def __init__(
         self,
-        records: list[Record],
+        records: Spool,
         folder: Path,
         journal: Journal,
         settings: Settings,
@@ -92,39 +100,43 @@ class _Build:
     ) -> None:
         self.records, self.folder, self.journal, self.settings = records, folder, journal, settings
         self.max_bad_share, self.say = max_bad_share, say
+        self.kind = (0, 0)  # rank and channels of the images that are kept
 
     def run(self, engine: Engine, names: dict[str, Any]) -> dict[str, Any]:
         """Do what is to be done, then write the index."""
-        jobs = [r for r in self.records if self.journal.source(r.name) != source_of(r, self.settings)]
-        new = self._do(jobs, engine)
-        kept, _ = self._sorted()
-        lost = [record for record in kept if not self._is_stored(self.journal[record.name])]
-        new += self._do(lost, engine)
-        kept, reasons = self._sorted()
-        self._write_private(reasons)
-        if not kept:
-            raise UserError(self._too_many(Counter(reason for reason, _ in reasons.values())))
-        rows = self._write_index(kept, names)
+        new = self._do(engine, lambda record: self.journal.source(record.name) != source_of(record, self.settings))
+        self.kind = self._most_common()
+        new += self._do(engine, self._is_lost)
+        self.kind = self._most_common()
+        reasons = self._write_private()
+        if self.kind == (0, 0):
+            raise UserError(self._too_many(Counter({reason: number for (reason, _), number in reasons.items()})))
+        rows = self._write_index(names)
         _sweep(self.folder, rows, self.settings.format)
-        aside = sum(is_aside for _, is_aside in reasons.values())
-        counts = dict(Counter(reason for reason, _ in reasons.values()))
-        return {"images": len(rows), "new": new, "refused": counts, "set_aside": aside}
+        refused = {reason: sum(n for (r, _), n in reasons.items() if r == reason) for reason, _ in reasons}
+        aside = sum(number for (_, is_aside), number in reasons.items() if is_aside)
+        return {"images": len(rows), "new": new, "refused": refused, "set_aside": aside}
 
-    def _do(self, records: list[Record], engine: Engine) -> int:
-        """Prepare records; stop as soon as it is certain that too many are bad. Answers how many were read anew."""
-        new, began = 0, time.monotonic()
-        fresh = {record.name for record in records}
-        old = (self.journal[r.name] for r in self.records if r.name not in fresh and r.name in self.journal)
-        bad = Counter(outcome.reason for outcome in old if _is_bad(outcome))
+    def _do(self, engine: Engine, wanted: Callable[[Record], bool]) -> int:
+        """Prepare the records that are wanted; stop as soon as it is certain that too many are bad.
+
+        Returns:
+            How many were read anew.
+        """
+        marks, bad = bytearray(wanted(record) for record in self.records), Counter()
+        for mark, record in zip(marks, self.records, strict=True):
+            if not mark and record.name in self.journal and _is_bad(outcome := self.journal[record.name]):
+                bad[outcome.reason] += 1
         self._check(bad)
+        new, began, total = 0, time.monotonic(), sum(marks)
         work = partial(prepare_one, folder=self.folder, key=self.journal.key, settings=self.settings)
-        jobs = (Job(record, self._before(record)) for record in records)
+        jobs = (Job(record, self._before(record)) for record in compress(self.records, marks))
         for number, outcome in enumerate(engine(work, jobs, self._killed), 1):
             self.journal.add(outcome)
             new += not outcome.reused
-            if number in (1, len(records)) or number % 50 == 0:
-                left = (time.monotonic() - began) / number * (len(records) - number)
-                self.say(f"prepared {number}/{len(records)}, about {left:.0f} s left")
+            if number in (1, total) or number % 50 == 0:
+                left = (time.monotonic() - began) / number * (total - number)
+                self.say(f"prepared {number}/{total}, about {left:.0f} s left")
             if _is_bad(outcome):
                 bad[outcome.reason] += 1
                 self._check(bad)
@@ -142,8 +154,7 @@ class _Build:
 
     def _check(self, bad: Counter) -> None:
         if bad.total() > self.max_bad_share * len(self.records):
-            outcomes = (self.journal[r.name] for r in self.records if r.name in self.journal)
-            self._write_private({o.name: (o.reason, o.aside) for o in outcomes if o.row is None})
+            self._write_private()
             raise UserError(self._too_many(bad))
 
     def _too_many(self, bad: Counter) -> str:
@@ -157,41 +168,40 @@ class _Build:
         parts = ("images", "masks") if row and row.has_mask else ("images",)
         return row is not None and all((self.folder / p / f"{row.id}.{self.settings.format}").exists() for p in parts)
 
-    def _sorted(self) -> tuple[list[Record], dict[str, tuple[str, bool]]]:
-        """Records of the one kind that the store holds; for all others the reason, and whether they were set aside.
+    def _is_lost(self, record: Record) -> bool:
+        """The image is to be kept, and its files are gone."""
+        outcome = self.journal[record.name]
+        return not self._reason(outcome)[0] and not self._is_stored(outcome)
 
-        A store holds images of one rank and one number of channels: the most common.
-        """
-        kinds: dict[str, tuple[int, int]] = {}
-        reasons: dict[str, tuple[str, bool]] = {}
+    def _most_common(self) -> tuple[int, int]:
+        """Rank and channels of most images: a store holds those of one kind."""
+        rows = (self.journal[record.name].row for record in self.records)
+        kinds = Counter((len(row.shape) - 1, row.shape[0]) for row in rows if row)
+        return kinds.most_common(1)[0][0] if kinds else (0, 0)
+
+    def _reason(self, outcome: Outcome) -> tuple[str, bool]:
+        """Why an image is not in the store, and whether it was set aside; an empty reason where it is."""
+        if outcome.row is None:
+            return outcome.reason, outcome.aside
+        kind = (len(outcome.row.shape) - 1, outcome.row.shape[0])
+        if kind == self.kind or self.kind == (0, 0):
+            return "", False
+        return f"{kind[0]}D with {kind[1]} channels in a store of {self.kind[0]}D with {self.kind[1]}", True
+
+    def _rows(self) -> Iterator[Row]:
         for record in self.records:
             outcome = self.journal[record.name]
-            if outcome.row is None:
-                reasons[record.name] = (outcome.reason, outcome.aside)
-            else:
-                kinds[record.name] = (len(outcome.row.shape) - 1, outcome.row.shape[0])
-        (rank, channels), _ = Counter(kinds.values()).most_common(1)[0] if kinds else ((0, 0), 0)
-        for name, kind in kinds.items():
-            if kind != (rank, channels):
-                reason = f"{kind[0]}D with {kind[1]} channels in a store of {rank}D with {channels}"
-                reasons[name] = (reason, True)
-        return [r for r in self.records if r.name not in reasons], reasons
+            if outcome.row is not None and not self._reason(outcome)[0]:
+                yield replace(outcome.row, dataset=record.dataset)
 
-    def _rows(self, kept: list[Record]) -> Iterator[Row]:
-        for record in kept:
-            row = self.journal[record.name].row
-            if row is not None:
-                yield row
-
-    def _write_index(self, kept: list[Record], names: dict[str, Any]) -> Rows:
-        rows = Rows.of(self._rows(kept))
+    def _write_index(self, names: dict[str, Any]) -> Rows:
+        rows = Rows.of(self._rows())
         split = split_by_patient(rows, before=_splits_before(self.folder))
         values = {value for row in rows for value in row.mask_values}
         painted = values in ({0, 255}, {255})  # decided over all of them, since 255 may be a label beside others
-        first = rows[0]
         facts = {
-            "spatial_dims": len(first.shape) - 1,
-            "channels": first.shape[0],
+            "spatial_dims": self.kind[0],
+            "channels": self.kind[1],
             **names,
             "painted": painted,
             "key": keyed(self.journal.key, "public name of this key"),
@@ -200,27 +210,23 @@ class _Build:
         write_index(self.folder, (_finished(row, split[row.patient], painted) for row in rows), facts)
         return rows
 
-    def _write_private(self, reasons: dict[str, tuple[str, bool]]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        private = self.folder / "private"
+    def _write_private(self) -> Counter:
+        """Write where every image came from, and what was not taken; counts the reasons."""
+        private, reasons = self.folder / "private", Counter()
         sources, quarantine = private / "sources.csv", private / "quarantine.parquet"
         for path in (sources, quarantine):
             path.touch(mode=0o600)
-        with sources.open("w", newline="") as file:
+        with sources.open("w", newline="") as file, Quarantine(quarantine) as refused:
             lines = csv.writer(file)
             for record in self.records:
-                if record.name in self.journal:
-                    lines.writerow((keyed(self.journal.key, record.name), record.files[0]))
-        refused = [record for record in self.records if record.name in reasons]
-        columns = {
-            "file": [str(record.files[0]) for record in refused],
-            "reason": [reasons[record.name][0] for record in refused],
-            "set_aside": [reasons[record.name][1] for record in refused],
-        }
-        types = pa.schema([("file", pa.string()), ("reason", pa.string()), ("set_aside", pa.bool_())])
-        pq.write_table(pa.table(columns, types), quarantine)
+                if record.name not in self.journal:
+                    continue
+                lines.writerow((keyed(self.journal.key, record.name), record.files[0]))
+                reason, aside = self._reason(self.journal[record.name])
+                if reason:
+                    reasons[reason, aside] += 1
+                    refused.add(record.files[0], reason, aside)
+        return reasons
 
 
 def _is_bad(outcome: Outcome) -> bool:
@@ -237,7 +243,9 @@ def _splits_before(folder: Path) -> dict[str, str]:
     if not (folder / "store.json").is_file():
         return {}
     rows = Store(folder).rows
-    dealt = rows.column("has_mask") | (rows.column("label") >= 0)
+    dealt = rows.column("has_mask") | (rows.column("label") >= 0) | ~np.isnan(rows.column("value"))
+    dealt |= rows.counts("boxes") > 0
+    dealt[rows.known("labels")] = True
     return dict(zip(rows.column("patient")[dealt], rows.column("split")[dealt], strict=True))
 
 
@@ -254,11 +262,15 @@ _GROWTH = {".jpg": 8.0, ".jpeg": 8.0, ".png": 1.2, ".gz": 1.0, ".nii": 0.5, ".np
 """Bytes of a compressed store for each byte of a source; measured on CT, MR and photographs, so a guess for others."""
 
 
-def disk_estimate(records: list[Record], folder: Path, settings: Settings = DEFAULTS) -> tuple[int, int]:
+def disk_estimate(records: Iterable[Record], folder: Path, settings: Settings = DEFAULTS) -> tuple[int, int]:
     """Bytes that the store will need, by the kind of the sources, and bytes free at the folder."""
     where = Path(folder).absolute()
     while not where.exists():
         where = where.parent
-    files = {path for record in records for path in record.files if path.exists()}
-    need = sum(path.stat().st_size * _GROWTH.get(path.suffix.lower(), 1.0) for path in files)
+    need, before = 0.0, ()
+    for record in records:
+        if record.files != before:  # rows of an array file and tiles of a slide follow each other
+            found = [path for path in dict.fromkeys(record.files) if path.exists()]
+            need += sum(path.stat().st_size * _GROWTH.get(path.suffix.lower(), 1.0) for path in found)
+        before = record.files
     return int(need * (2.7 if settings.format == "npy" else 1.0)), shutil.disk_usage(where).free

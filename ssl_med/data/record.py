@@ -1,12 +1,28 @@
 """A record says where one image lies and whom it belongs to; an image is what a reader makes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 BURNED_IN = "burned-in text possible"
 """The warning of an image whose voxels may spell a name."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a slide is cut.
+
+    Attributes:
+        size: pixels along the side of a tile as it is read.
+        mpp: micrometres per pixel of a tile; a slide that is coarser, or does not tell, is read as it is scanned.
+        tissue: least share of tissue in a tile.
+    """
+
+    size: int = 512
+    mpp: float = 0.5
+    tissue: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,15 @@ class Record:
         aside: why the image should not be used although it could be read, such as a derived series; usually empty.
         notes: what a person should know of how the image was put together.
         labels: several findings of the image: 1, 0 or -1 (unknown) for each.
-        boxes: for each box the lowest faces, the highest faces (in voxels of the image as it is read) and the class.
+        boxes: for each box the lowest corner, the highest corner and the class, see :mod:`ssl_med.data.boxes`.
+        frame: what the corners of the boxes are given in: ``read``: voxels along space (z, y, x) of the image as it is
+            read; ``file``: voxels x, y(, z) as the file counts them; ``mm``: x, y(, z) in mm of the RAS world (of a
+            picture without a world: from its upper left corner).
+        value: a number to be learned, such as an age or a volume; None where it is not known.
+        groups: facts for tables of subgroups, as (name, group), such as (``sex``, ``F``); never an identifier.
+        dataset: name of the data set, kept as it is; not a part of what an image is.
+        units: of the voxels where the file does not tell: ``HU`` or ``SUV``.
+        tiling: how a slide is cut, where it was asked for in another way than usual.
     """
 
     name: str
@@ -45,6 +69,12 @@ class Record:
     notes: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     boxes: tuple[float, ...] = ()
+    frame: Literal["read", "file", "mm"] = field(default="read", repr=False)
+    value: float | None = field(default=None, repr=False)
+    groups: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    dataset: str = field(default="", repr=False)
+    units: str = field(default="", repr=False)
+    tiling: Tiling | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,9 @@ class Image:
         affine: 4 x 4, voxel index (x, y, z) of the array -> RAS world mm; None for images without geometry.
         modality: as in :class:`Record`.
         warnings: what a person should know, e.g. ``burned-in text possible``.
+        units: of the voxels where they are absolute: ``HU``, ``SUV``; empty for all others.
+        stored: 4 x 4, voxel index (x, y, z) as the file counts them -> RAS world mm; None where the array's own affine
+            says that too.
     """
 
     array: np.ndarray
@@ -65,6 +98,8 @@ class Image:
     affine: np.ndarray | None = None
     modality: str = ""
     warnings: tuple[str, ...] = ()
+    units: str = ""
+    stored: np.ndarray | None = None
 
 
 class Unreadable(Exception):

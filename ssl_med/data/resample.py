@@ -144,6 +144,29 @@ def to_orientation(image: Image, codes: str) -> Image:
     return replace(image, array=np.ascontiguousarray(voxels), spacing=spacing, affine=affine)
 
 
+def nearest_onto(
+    array: np.ndarray, spacing: tuple[float, ...], space: tuple[int, ...], new_spacing: tuple[float, ...]
+) -> np.ndarray:
+    """The nearest value of another grid at every voxel of this one; both begin at the same outer edge.
+
+    Args:
+        array: (c, \\*old_space).
+        spacing: mm of its voxels.
+        space: voxels of the grid that is wanted.
+        new_spacing: mm of its voxels.
+    """
+    for axis, (size, old, new) in enumerate(zip(space, spacing, new_spacing, strict=True), 1):
+        places = np.floor((np.arange(size) + 0.5) * (new / old))
+        array = np.take(array, np.clip(places, 0, array.shape[axis] - 1).astype(np.int64), axis)
+    return array
+
+
+def from_orientation(array: np.ndarray, codes: str) -> np.ndarray:
+    """A volume (c, z, y, x) that :func:`to_orientation` turned to ``codes``, in RAS again."""
+    turn = ornt_transform(orientation(codes), axcodes2ornt("RAS"))
+    return np.ascontiguousarray(np.stack([apply_orientation(channel.T, turn).T for channel in array]))
+
+
 def orientation(codes: str) -> np.ndarray:
     """Nibabel's array for three axis codes.
 

@@ -38,7 +38,11 @@ class Row:
         phash: perceptual hash of the image, 64 bits as a signed number, see :mod:`ssl_med.data.likeness`.
         warnings: what a person should know of the image, e.g. ``burned-in text possible``.
         labels: several findings of the image: 1, 0 or -1 (unknown) for each.
-        boxes: for each box the lowest faces, the highest faces (in voxels along space) and the class.
+        boxes: for each box the lowest corner, the highest corner (faces, in stored voxels along space) and the class.
+        value: a number to be learned; None where it is not known.
+        groups: ``name=group`` for tables of subgroups, such as ``sex=F``.
+        dataset: name of the data set as it is.
+        units: of the voxels: ``HU``, ``SUV`` or empty.
     """
 
     id: str
@@ -69,6 +73,16 @@ class Row:
     warnings: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     boxes: list[float] = field(default_factory=list)
+    value: float | None = None
+    groups: list[str] = field(default_factory=list)
+    dataset: str = ""
+    units: str = ""
+
+    @property
+    def has_target(self) -> bool:
+        """Something is known that can be learned."""
+        one = self.has_mask or self.label >= 0 or self.value is not None
+        return one or bool(self.boxes) or any(finding >= 0 for finding in self.labels)
 
     def scale(self, policy: Policy) -> Scale | Windows:
         """How this image's voxels are scaled under a policy."""
@@ -80,12 +94,26 @@ _KINDS = {
     str: pa.string(),
     int: pa.int64(),
     float: pa.float64(),
+    float | None: pa.float64(),
     bool: pa.bool_(),
     list[int]: pa.list_(pa.int64()),
     list[float]: pa.list_(pa.float64()),
     list[str]: pa.list_(pa.string()),
 }
 SCHEMA = pa.schema([(f.name, _KINDS[f.type]) for f in fields(Row)])
+ADDED = ("value", "groups", "dataset", "units")
+"""Columns that version 2 began without; a store that lacks them is opened as one that knows nothing of them."""
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """A table with the columns that were added since it was written; unchanged where something else is missing."""
+    if table.schema.names != SCHEMA.names[: len(table.schema.names)]:
+        return table
+    for name in ADDED:
+        if name not in table.schema.names:
+            kind, nothing = SCHEMA.field(name).type, {"value": None, "groups": []}.get(name, "")
+            table = table.append_column(SCHEMA.field(name), pa.repeat(pa.scalar(nothing, kind), table.num_rows))
+    return table
 
 
 class Rows(Sequence[Row]):
@@ -112,7 +140,7 @@ class Rows(Sequence[Row]):
         Raises:
             UserError: the file is of another stamp, because the store was prepared again meanwhile.
         """
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = completed(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
         rows = cls(table, chosen, path)
         if stamp is not None and rows.stamp != stamp:
             raise UserError(f"{path} was written anew while it was in use; start again with the store as it is now")
@@ -188,14 +216,38 @@ class Rows(Sequence[Row]):
         values = values.reshape(self.table.num_rows, -1)
         return values if self.chosen is None else values[self.chosen]
 
+    def counts(self, name: str) -> np.ndarray:
+        """How many items a list such as ``labels`` or ``boxes`` holds in every row."""
+        values = np.asarray(pc.call_function("list_value_length", [self.table.column(name)]).to_numpy(), np.int64)
+        return values if self.chosen is None else values[self.chosen]
+
+    def known(self, name: str) -> np.ndarray:
+        """Rows (places of this selection) whose list of whole numbers has one that is not -1."""
+        column, places = self.table.column(name), []
+        first = 0
+        for chunk in column.chunks:
+            hits = np.asarray(pc.call_function("list_parent_indices", [chunk]))[np.asarray(chunk.flatten()) >= 0]
+            places.append(hits + first)
+            first += len(chunk)
+        keep = np.zeros(self.table.num_rows, bool)
+        keep[np.concatenate(places or [np.empty(0, np.int64)])] = True
+        return np.flatnonzero(keep if self.chosen is None else keep[self.chosen])
+
     def where(
         self,
         split: str | None = None,
         has_mask: bool | None = None,
         labelled: bool | None = None,
         modality: str | None = None,
+        valued: bool | None = None,
     ) -> "Rows":
-        """The rows for which all that is given holds; ``labelled``: has a class of the whole image."""
+        """The rows for which all that is given holds.
+
+        Args:
+            split, has_mask, modality: as in :class:`Row`.
+            labelled: has a class of the whole image.
+            valued: has a number to be learned.
+        """
         wanted = {"split": split, "has_mask": has_mask, "modality": modality}
         keep = np.ones(self.table.num_rows, bool)
         for name, value in wanted.items():
@@ -203,6 +255,8 @@ class Rows(Sequence[Row]):
                 keep &= self._equal(name, value)
         if labelled is not None:
             keep &= (self.table.column("label").to_numpy() >= 0) == labelled
+        if valued is not None:
+            keep &= self.table.column("value").is_valid().to_numpy() == valued
         places = np.flatnonzero(keep) if self.chosen is None else np.flatnonzero(keep[self.chosen])
         return self.take(places)
 

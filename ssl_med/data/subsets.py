@@ -35,7 +35,7 @@ def split_by_patient(rows: Sequence[Row], seed: int = 0, before: Mapping[str, st
         UserError: the folder puts images of one patient into different splits.
     """
     split = {patient: given or "train" for patient, given in _given_splits(rows).items()}
-    labelled = list(dict.fromkeys(row.patient for row in rows if row.has_mask or row.label >= 0))
+    labelled = list(dict.fromkeys(row.patient for row in rows if row.has_target))
     if "test" not in {split[patient] for patient in labelled}:
         kept = {patient: (before or {}).get(patient) for patient in labelled if split[patient] == "train"}
         new = [patient for patient, earlier in kept.items() if earlier is None]
@@ -68,8 +68,15 @@ def _classes(rows: Iterable[Row], patients: Container[str] | None = None) -> dic
     first: dict[str, int] = {}
     for row in rows:
         if patients is None or row.patient in patients:
-            first.setdefault(row.patient, row.label)
+            first.setdefault(row.patient, _class(row))
     return first
+
+
+def _class(row: Row) -> int:
+    """The class of an image; with several findings or boxes, whether there is any."""
+    if row.label >= 0 or not (row.labels or row.boxes):
+        return row.label
+    return int(1 in row.labels or bool(row.boxes))
 
 
 def _in_proportion(classes: Mapping[str, int], seed: tuple[int, int]) -> list[str]:

@@ -4,12 +4,14 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ssl_med.data.layouts.base import File, Layout, Plan, name_of, stem_of
 from ssl_med.data.layouts.expand import image_records
+from ssl_med.data.layouts.targets import group_of, is_target, targets_of
 from ssl_med.data.layouts.walk import leaves
 from ssl_med.data.record import Record
 from ssl_med.errors import UserError
@@ -19,6 +21,8 @@ _SESSION = re.compile(r"ses-[A-Za-z0-9]+")
 _BESIDE_SUBJECTS = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
 _MODALITIES = {"anat": "MR", "func": "MR", "dwi": "MR", "fmap": "MR", "perf": "MR", "pet": "PT", "ct": "CT"}
 _MASKS = ("dseg", "mask")
+_GROUPS = ("sex", "age", "group")
+_KNOWN = "label, site, labels, value, label:NAME and group:NAME"
 _NOT_IDENTITY = {"desc", "label", "res", "den", "space"}
 _SAME_GRID = {None, "orig", "T1w", "T2w", "FLAIR", "individual"}
 
@@ -38,11 +42,12 @@ def is_bids(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _People:
-    """Facts of ``participants.tsv``: subject -> (site, label)."""
+    """Facts of ``participants.tsv``: subject -> fields of a record."""
 
-    facts: dict[str, tuple[str, int]]
-    class_names: tuple[str, ...]
-    others: tuple[str, ...]
+    facts: dict[str, dict[str, Any]]
+    class_names: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    finding_names: tuple[str, ...] = ()
 
 
 def plan_bids(folder: Path, columns: dict[str, str]) -> Plan:
@@ -50,7 +55,8 @@ def plan_bids(folder: Path, columns: dict[str, str]) -> Plan:
 
     Args:
         folder: of the data set.
-        columns: ``label`` and ``site`` may name columns of ``participants.tsv``.
+        columns: ``label``, ``site``, ``labels``, ``value``, ``label:NAME`` and ``group:NAME`` may name columns of
+            ``participants.tsv``. Its sex, age (in bands of ten years) and group are subgroups by themselves.
 
     Raises:
         UserError: a column that is not there, or labels that are no classes.
@@ -66,30 +72,45 @@ def plan_bids(folder: Path, columns: dict[str, str]) -> Plan:
     notes = ()
     if people.others and "label" not in columns:
         notes = (f"participants.tsv has {', '.join(people.others)}: say columns={{'label': ...}} to use one as label",)
-    return Plan(Layout(name, people.class_names, ignored, notes, files=files), partial(_records, folder, people))
+    layout = Layout(name, people.class_names, ignored, notes, files=files, finding_names=people.finding_names)
+    return Plan(layout, partial(_records, folder, people))
 
 
 def _people(path: Path, columns: dict[str, str]) -> _People:
-    if unknown := set(columns) - {"label", "site"}:
-        raise UserError(f"columns: {', '.join(sorted(unknown))} cannot be set for BIDS, only label and site")
+    unknown = {field for field in columns if field not in ("label", "site") and not _is_fact(field)}
+    if unknown:
+        raise UserError(f"columns: {', '.join(sorted(unknown))} cannot be set for BIDS, only {_KNOWN}")
     if not path.is_file():
         if columns:
             raise UserError(f"columns were given, but {path.name} does not exist")
-        return _People({}, (), ())
+        return _People({})
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     header = list(rows[0]) if rows else []
-    for column in columns.values():
-        if column and column not in header:
-            raise UserError(f"participants.tsv has no column {column!r}: it has {', '.join(header)}")
+    for field in ("label", "site"):
+        if columns.get(field) and columns[field] not in header:
+            raise UserError(f"participants.tsv has no column {columns[field]!r}: it has {', '.join(header)}")
     site, label = columns.get("site", "site" if "site" in header else ""), columns.get("label", "")
+    own = {f"group:{name}": name for name in _GROUPS if name in header and name != label}
+    asked = {field: column for field, column in columns.items() if _is_fact(field)}
+    targets = targets_of(path, header, own | asked, path.parent)
+    targets.check_groups({name: [group_of(name, r[c] or "") for r in rows] for name, c in targets.groups.items()})
     words = sorted({row[label] for row in rows if label and row[label] not in ("", "n/a", None)})
     classes = {word: number for number, word in enumerate(words)}
-    facts = {
-        str(row.get("participant_id")): (row[site] or "" if site else "", classes.get(row[label], -1) if label else -1)
-        for row in rows
-    }
-    return _People(facts, tuple(words), tuple(name for name in header if name not in ("participant_id", site)))
+    facts = {}
+    for row in rows:
+        subject = str(row.get("participant_id"))
+        facts[subject] = targets.of(row, subject, path.name)
+        facts[subject] |= {
+            "site": row[site] or "" if site else "",
+            "label": classes.get(row[label], -1) if label else -1,
+        }
+    others = tuple(name for name in header if name not in ("participant_id", site))
+    return _People(facts, tuple(words), others, targets.finding_names)
+
+
+def _is_fact(field: str) -> bool:
+    return is_target(field) and not field.startswith("boxes")
 
 
 def _is_raw(parts: tuple[str, ...]) -> bool:
@@ -101,7 +122,7 @@ def _records(folder: Path, people: _People) -> Iterator[Record]:
         if not _is_raw(leaf.parts):
             continue
         subject = leaf.parts[0]
-        site, label = people.facts.get(subject, ("", -1))
+        facts = people.facts.get(subject, {})
         masks = _masks(folder, leaf.parts, leaf.images)
         for file in leaf.images:
             record = Record(
@@ -109,13 +130,11 @@ def _records(folder: Path, people: _People) -> Iterator[Record]:
                 reader=file.reader,
                 files=(file.path,),
                 mask=leaf.beside.get(file.path) or masks.get(file.path),
-                label=label,
                 patient=subject,
                 study=next((part for part in leaf.parts if _SESSION.fullmatch(part)), ""),
-                site=site,
                 modality=_MODALITIES.get(leaf.parts[-1], ""),
             )
-            yield from image_records(record)
+            yield from image_records(replace(record, **facts))
 
 
 def _is_mask(path: Path) -> bool:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ssl_med.data.layouts.base import SPLITS, Layout, Plan, name_of
+from ssl_med.data.layouts.box_table import box_line
 from ssl_med.data.layouts.dataset_json import load_json, read_dataset
+from ssl_med.data.layouts.targets import finding, number_of
 from ssl_med.data.readers import reader_of
 from ssl_med.data.record import Record
 from ssl_med.errors import UserError
 
-_MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 28
 """Larger JSON files at the top of a folder are not opened to see whether they are a datalist."""
 
 
@@ -46,7 +48,7 @@ def find_datalist(folder: Path) -> Path | None:
     """The only JSON file at the top of a folder that is a datalist of files that exist; None if there is none."""
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > MOST_BYTES:
             continue
         try:
             lists = _lists(load_json(path))
@@ -97,7 +99,22 @@ def _records(path: Path, folder: Path, lists: dict[str, list[Any]], modality: st
                 patient=str(facts.get("patient") or facts.get("subject") or ""),
                 split=SPLITS[key.lower()],
                 modality=modality,
+                site=str(facts.get("site") or ""),
+                **_targets(facts, where),
             )
+
+
+def _targets(facts: dict[str, Any], where: str) -> dict[str, Any]:
+    """Findings (``labels``: a list of 1, 0 and -1), a number (``value``) and boxes (in voxels) of an entry."""
+    found: dict[str, Any] = {}
+    if isinstance(labels := facts.get("labels"), list):
+        found["labels"] = tuple(finding(str(value), f"{where}, labels") for value in labels)
+    if "value" in facts:
+        found["value"] = number_of("" if facts["value"] is None else str(facts["value"]), f"{where}, value")
+    if isinstance(boxes := facts.get("boxes"), list):
+        found["boxes"] = tuple(number for entry in boxes for number in box_line(entry, f"{where}, boxes"))
+        found["frame"] = "file"
+    return found
 
 
 def _label(value: Any, path: Path, folder: Path, where: str) -> tuple[Path | None, int]:

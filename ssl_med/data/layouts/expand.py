@@ -8,17 +8,14 @@ from pathlib import Path
 from ssl_med.data.layouts.base import File
 from ssl_med.data.layouts.masks import mask_of
 from ssl_med.data.readers import array, dicom
-from ssl_med.data.record import Record, Unreadable
+from ssl_med.data.record import Record, Tiling, Unreadable
 
 GROUPED_TOGETHER = 20_000
 """DICOM files up to which series are put together over the whole tree; beyond, within each folder at its top."""
 
 
 def image_records(record: Record) -> Iterator[Record]:
-    """The images of one file that is no DICOM slice."""
-    if record.reader == "slides":
-        yield from _tiles(record)
-        return
+    """The images of one file that is no DICOM slice; a slide is cut later, see :func:`tile_records`."""
     if record.files[0].suffix.lower() != ".npz":
         yield record
         return
@@ -29,8 +26,8 @@ def image_records(record: Record) -> Iterator[Record]:
                 record,
                 name=name,
                 item=row.item,
-                mask=record.files[0] if row.masked else None,
-                label=row.label,
+                mask=record.files[0] if row.masked else record.mask,
+                label=row.label if row.label >= 0 else record.label,
                 patient=row.patient or record.patient,
                 split=row.split,  # with the item it is the place of the row in its file
             )
@@ -38,17 +35,18 @@ def image_records(record: Record) -> Iterator[Record]:
         yield replace(record, item=None)  # reading it tells the reason
 
 
-def _tiles(record: Record) -> Iterator[Record]:
+def tile_records(record: Record, tiling: Tiling | None = None) -> Iterator[Record]:
     """The tiles of a slide, which are of one patient: that of its folder, or else the slide itself."""
-    from ssl_med.data.readers.slides import tiles_of
+    from ssl_med.data.readers.slides import DEFAULT_TILING, tiles_of
 
     try:
-        count = tiles_of(record.files[0])
+        count = tiles_of(record.files[0], tiling or DEFAULT_TILING)
     except Unreadable:
         yield record  # reading it tells the reason
         return
     patient = record.patient or record.name
-    yield from (replace(record, name=f"{record.name}#{n}", item=n, patient=patient) for n in range(count))
+    for number in range(count):
+        yield replace(record, name=f"{record.name}#{number}", item=number, patient=patient, tiling=tiling)
 
 
 def array_classes(path: Path) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from ssl_med.data.layouts.base import SPLITS, Layout, name_of
+from ssl_med.data.layouts.expand import image_records
 from ssl_med.data.layouts.masks import mask_of
 from ssl_med.data.layouts.rows import SUFFIXES, NotATable, header_of, rows_of
+from ssl_med.data.layouts.targets import FIELDS, PREFIXES, group_of, is_target, targets_of
 from ssl_med.data.readers import dicom, reader_of
 from ssl_med.data.record import Record
 from ssl_med.errors import UserError
@@ -23,6 +25,8 @@ _COLUMNS = {
     "split": ("split",),
     "modality": ("modality",),
     "label": ("label", "class", "target"),
+    "dataset": ("dataset",),
+    "units": ("units",),
 }
 """Fields of a record and the columns that give them unless a person says otherwise."""
 
@@ -41,8 +45,9 @@ def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) ->
     Raises:
         UserError: the table does not exist, cannot be read or names no image; an unknown field or column.
     """
-    if unknown := next((field for field in columns if field not in _COLUMNS), None):
-        raise UserError(f"columns: unknown field {unknown!r}{_nearest(unknown, _COLUMNS)}")
+    if unknown := next((field for field in columns if field not in _COLUMNS and not is_target(field)), None):
+        known = (*_COLUMNS, *FIELDS, *(f"{prefix}NAME" for prefix in PREFIXES))
+        raise UserError(f"columns: unknown field {unknown!r}{_nearest(unknown, known)}")
     if manifest is not None:
         path = next((p for p in (Path(manifest), folder / manifest) if p.is_file()), None)
         if path is None:
@@ -80,12 +85,24 @@ class Table:
         self.source["label"] = self._source("label")
         if "label" not in columns and not columns.get("mask") and self._names_files(self.source["label"]):
             self.source["mask"], self.source["label"] = self.source["label"], ""  # `label` is a file of voxel labels
+        self.targets = targets_of(path, self.header, columns, folder)
         self.class_names, self._classes, self.count = self._find_classes()
 
     def layout(self) -> Layout:
         """How the table was understood, in words."""
         known = ", ".join(f"{field} from `{source}`" for field, source in self.source.items() if source)
-        return Layout(f"table {self.path.name}: {known}", self.class_names, files=self.count)
+        found = self.targets
+        extra = [(f"{len(found.findings)} findings", found.findings), (f"number from `{found.value}`", found.value)]
+        extra += [(f"boxes in {found.frame} coordinates", found.boxes or found.side), ("subgroups", found.groups)]
+        known = ", ".join([known, *(words for words, there in extra if there)])
+        name = f"table {self.path.name}: {known}"
+        return Layout(
+            name,
+            self.class_names,
+            files=self.count,
+            finding_names=found.finding_names,
+            box_names=found.box_names,
+        )
 
     def records(self) -> Iterator[Record]:
         """One record per row, in the order of the table.
@@ -100,16 +117,20 @@ class Table:
                 problem = "has no file name" if path is None else "lists a file a second time"
                 raise UserError(f"{self.path.name}, line {number} {problem}: expected one line per image")
             seen.add(hash(str(path)))
-            if path.is_dir():
-                yield self._series(path, number, row)
-                continue
-            reader = reader_of(path)
-            if reader is None:
-                raise UserError(f"{self.path.name}, line {number}: no reader opens a {path.suffix or 'nameless'} file")
-            if reader == "dicom":
-                yield from self._stacks(path, row)
-            else:
-                yield self._record(path, reader, row)
+            facts = self.targets.of(row, self._value("image", row), f"{self.path.name}, line {number}")
+            yield from (replace(record, **facts) for record in self._of_row(path, number, row))
+
+    def _of_row(self, path: Path, number: int, row: dict[str, str]) -> Iterator[Record]:
+        if path.is_dir():
+            yield self._series(path, number, row)
+            return
+        reader = reader_of(path)
+        if reader is None:
+            raise UserError(f"{self.path.name}, line {number}: no reader opens a {path.suffix or 'nameless'} file")
+        if reader == "dicom":
+            yield from self._stacks(path, row)
+        else:
+            yield from image_records(self._record(path, reader, row))
 
     def _series(self, folder: Path, number: int, row: dict[str, str]) -> Record:
         """The one DICOM series of a folder that a cell names."""
@@ -144,6 +165,8 @@ class Table:
             site=self._value("site", row),
             split=SPLITS.get(split.lower(), split),
             modality=self._value("modality", row),
+            dataset=self._value("dataset", row),
+            units=self._value("units", row),
         )
 
     def _mask(self, path: Path, row: dict[str, str]) -> Path | None:
@@ -191,10 +214,15 @@ class Table:
     def _find_classes(self) -> tuple[tuple[str, ...], dict[str, int], int]:
         """Class names, the number of each value of the label (whole numbers stand for themselves), number of rows."""
         values, count = set(), 0
+        groups: dict[str, set[str]] = {name: set() for name in self.targets.groups}
         for row in rows_of(self.path):
             count += 1
+            for name, seen in groups.items():
+                if len(seen) <= _MOST_CLASSES:
+                    seen.add(group_of(name, row[self.targets.groups[name]]))
             if len(values) <= _MOST_CLASSES and (value := self._value("label", row)):
                 values.add(value)
+        self.targets.check_groups(groups)
         try:
             numbers = {value: float(value) for value in values}
         except ValueError:

@@ -200,11 +200,12 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
         stacked = Stack(np.arange(len(planes)), None) if film else stack([planes[index] for index in indices])
         values = values_of(record.files, headers, planes, indices, stacked.order)
         modality = modality_of(headers[0])
+        units = "HU" if modality == "CT" else ""
         if modality == "PT":
             values, told = _in_suv(values, headers)
-            notes += told
+            units, notes = "" if told else "SUV", notes + told
     notes += _noted(note, *stacked.notes, _NONSTANDARD if caught else "")
-    return _image(values, planes[indices[0]], stacked, modality, notes)
+    return replace(_image(values, planes[indices[0]], stacked, modality, notes), units=units)
 
 
 def _chosen(planes: list[Plane], item: int | None) -> tuple[tuple[int, ...], str]:
@@ -230,4 +231,5 @@ def _image(values: np.ndarray, plane: Plane, stacked: Stack, modality: str, note
         spacing = (1.0, *np.nan_to_num(plane.spacing, nan=1.0).tolist())
         return Image(np.moveaxis(values, -1, 0), spacing, None, modality, notes)
     array, affine = canonical(values.transpose(2, 1, 0, 3), stacked.affine)
-    return Image(array.transpose(3, 2, 1, 0), tuple(voxel_sizes(affine)[::-1].tolist()), affine, modality, notes)
+    spacing = tuple(voxel_sizes(affine)[::-1].tolist())
+    return Image(array.transpose(3, 2, 1, 0), spacing, affine, modality, notes, stored=stacked.affine)

@@ -45,9 +45,9 @@ def placed(array: np.ndarray, affine: np.ndarray, warnings: tuple[str, ...] = ()
     if array.ndim == 3:
         spacing = tuple(voxel_sizes(affine)[1::-1].tolist())
         return Image(array.transpose(2, 1, 0), spacing, affine, modality, warnings)
-    array, affine = canonical(array, affine)
-    spacing = tuple(voxel_sizes(affine)[::-1].tolist())
-    return Image(array.transpose(3, 2, 1, 0), spacing, affine, modality, warnings)
+    array, turned = canonical(array, affine)
+    spacing = tuple(voxel_sizes(turned)[::-1].tolist())
+    return Image(array.transpose(3, 2, 1, 0), spacing, turned, modality, warnings, stored=affine)
 
 
 def affine_from(steps: np.ndarray, origin: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
 from ssl_med.data.readers.raster import contained
-from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.record import Image, Record, Tiling, Unreadable
 from ssl_med.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,21 +25,6 @@ _STRIP = 1 << 22
 
 _OVERVIEW = 64
 """A tile is judged by about this many pixels along its side, if the slide has a level that coarse."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a slide is cut.
-
-    Attributes:
-        size: pixels along the side of a tile as it is read.
-        mpp: micrometres per pixel of a tile; a slide that is coarser, or does not tell, is read as it is scanned.
-        tissue: least share of tissue in a tile.
-    """
-
-    size: int = 512
-    mpp: float = 0.5
-    tissue: float = 0.25
 
 
 DEFAULT_TILING = Tiling()
@@ -59,14 +44,19 @@ def tiles_of(path: Path, tiling: Tiling = DEFAULT_TILING, limits: Limits = DEFAU
         return len(_tissue(path, path.stat().st_mtime_ns, tiling, limits))
 
 
-def read(record: Record, limits: Limits = DEFAULT_LIMITS, tiling: Tiling = DEFAULT_TILING) -> Image:
+def read(record: Record, limits: Limits = DEFAULT_LIMITS, tiling: Tiling | None = None) -> Image:
     """Read one tile, (3, size, size) uint8 with its spacing in mm; ``record.item`` counts tiles with tissue.
+
+    Args:
+        record: names the slide; its ``tiling`` counts where none is given.
+        limits: how large a tile may be.
+        tiling: how the slide is cut.
 
     Raises:
         UserError: tiffslide is not installed.
         Unreadable: no slide, damaged, or no such tile.
     """
-    path, item = record.files[0], record.item
+    path, item, tiling = record.files[0], record.item, tiling or record.tiling or DEFAULT_TILING
     if item is None:
         raise Unreadable("a slide is read tile by tile")
     check_shape((3, tiling.size, tiling.size), 1, limits)

@@ -1,0 +1,114 @@
+"""Loader processes that hang or die: reading in limited time, and words for a process that was killed."""
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from ssl_med.errors import UserError
+
+Made = TypeVar("Made")
+
+
+class Stalled(Exception):
+    """A sample was not read in time."""
+
+
+class Desk:
+    """What each loader process is reading; the training can look at it even when the process is gone.
+
+    Args:
+        workers: loader processes.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._places = torch.full((workers + 1,), -1, dtype=torch.int64).share_memory_()
+        self.since = 0.0
+        """When the sample at work was begun, in this process."""
+
+    def begin(self, position: int) -> None:
+        """Note the sample that is about to be read; -1 for none."""
+        worker = get_worker_info()
+        self._places[0 if worker is None else worker.id + 1] = position
+        self.since = time.monotonic()
+
+    def position(self, worker: int) -> int:
+        """What a loader process was reading last; -1 for nothing."""
+        return int(self._places[worker + 1])
+
+
+def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
+    """What ``work`` gives, as long as no sample of it takes longer than ``seconds``.
+
+    The work is done in a thread: one that hangs in a file system cannot be ended, only left behind.
+
+    Raises:
+        Stalled: a sample took longer; the thread may go on and write where it was told to.
+    """
+    made: list[Any] = []
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def worked() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # carried to the thread that waits, which raises it
+            failed.append(error)
+        done.set()
+
+    desk.since = time.monotonic()
+    threading.Thread(target=worked, daemon=True).start()
+    while not done.wait(max(desk.since + seconds - time.monotonic(), 0.01)):
+        if time.monotonic() - desk.since > seconds:
+            raise Stalled(f"reading took longer than {seconds:g} s")
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+def explain(error: RuntimeError, loader: DataLoader | None) -> UserError | None:
+    """A sentence for the death of a loader process, with its cause and the image it was reading; None for other errors.
+
+    Args:
+        error: what torch's loader raised.
+        loader: over a :class:`~ssl_med.data.dataset.CropDataset`.
+    """
+    found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    if loader is None or found is None:
+        return None
+    dead = {int(number) for number in found[1].split(",")}
+    workers = getattr(loader._iterator, "_workers", [])
+    number, code = next(((i, w.exitcode) for i, w in enumerate(workers) if w.pid in dead), (None, None))
+    if number is None:
+        return None
+    dataset: Any = loader.dataset
+    position = dataset.desk.position(number)
+    image = f"image {dataset.rows[dataset.order(position)].id} (position {position})" if position >= 0 else "no image"
+    return UserError(
+        f"loader process {number + 1} of {len(workers)} {_cause(code)} while it read {image}; the run goes on from its "
+        "last checkpoint when the command is repeated; if it was the memory, use fewer data.num_workers or a smaller "
+        "data.prefetch, or ask for more memory"
+    )
+
+
+def _cause(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    if -code != signal.SIGKILL:
+        return f"was ended by {name}"
+    return f"was killed ({name}: mostly the system, which is out of memory{_kills()})"
+
+
+def _kills() -> str:
+    """How often this container's memory limit has killed a process; empty where the system does not count."""
+    events = Path("/sys/fs/cgroup/memory.events")
+    lines = events.read_text().splitlines() if events.is_file() else []
+    counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+    return f"; {counts[0]} killed for memory here so far" if counts and counts[0] else ""
