@@ -9,6 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = (
+    "card",
+    "curve",
     "demo",
     "doctor",
     "embed",
@@ -32,6 +34,9 @@ _PLACES = {
     "build": "ssl_med.recipe",
     "load_backbone": "ssl_med.exports",
     "load_task": "ssl_med.exports",
+    "load_weights": "ssl_med.weights",
+    "pull": "ssl_med.verbs.hub",
+    "push": "ssl_med.verbs.hub",
     "recipe": "ssl_med.recipe",
 }
 __all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ssl_med.errors import UserError
+from ssl_med.errors import Stopped, UserError
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -25,6 +25,9 @@ def _source(p: argparse.ArgumentParser) -> None:
     _place(p, "data", "folder of scans")
     p.add_argument("--manifest", help="table (CSV, parquet) or datalist (JSON) that says what the files are")
     p.add_argument("--columns", help="what its columns mean: image=images/{file},patient=subject,label=diagnosis")
+    p.add_argument("--tile", type=int, default=512, help="slides: pixels along the side of a tile; default: 512")
+    p.add_argument("--tile_mpp", type=float, default=0.5, help="slides: micrometres per pixel of a tile; default: 0.5")
+    p.add_argument("--tissue", type=float, default=0.25, help="slides: least share of tissue in a tile; default: 0.25")
     kinds = ["auto", "imagefolder", "patients", "tree", "frames"]
     p.add_argument("--layout", choices=kinds, default="auto", help="what the folders mean; default: by their names")
 
@@ -38,6 +41,7 @@ def _inspect(p: argparse.ArgumentParser) -> None:
 def _prepare(p: argparse.ArgumentParser) -> None:
     _source(p)
     _place(p, "--out", "folder of the store")
+    p.add_argument("--dataset", default="", help="name of the data set, for weights_by: dataset; it stays readable")
     p.add_argument("--workers", type=int, default=1, help="processes")
     p.add_argument("--max_bad_share", type=float, default=0.5, help="stop when more of the images cannot be used")
     p.add_argument("--format", choices=["b2nd", "npy"], default="b2nd", help="compressed chunks, or bare voxels")
@@ -54,13 +58,18 @@ def _training(p: argparse.ArgumentParser, kind: str) -> None:
     p.add_argument("config", help=f"short name of a shipped {kind} config, or a path")
     _place(p, "--data", "store, as written by prepare")
     _place(p, "--out", "folder of the run; repeat the command to resume")
-    p.add_argument("--resume", choices=["auto", "must", "never"], default="auto", help="default: auto")
+    ways = ["auto", "must", "never", "force"]
+    p.add_argument("--resume", choices=ways, default="auto", help="force: under another config; default: auto")
     p.add_argument("--overwrite", action="store_true", help="remove the run that is there")
     p.epilog = "Any setting of the config: --trainer.max_steps 100 --task.mask_ratio 0.6 --data.crop [64,64,64]"
 
 
 def _pretrain(p: argparse.ArgumentParser) -> None:
     _training(p, "pretraining")
+    p.add_argument("--init_from", metavar="SOURCE", help="weights to begin with: a run, an export, a file, a HF folder")
+    p.add_argument("--slurm", metavar="nodes=2,gpus=8", help="write OUT.sbatch, a job that requeues itself, and end")
+    p.add_argument("--torchrun", action="store_true", help="print the line that starts the run on each machine")
+    p.add_argument("--supervise", type=int, nargs="?", const=10, metavar="N", help="relaunch after a crash, N times")
 
 
 def _finetune(p: argparse.ArgumentParser) -> None:
@@ -72,6 +81,30 @@ def _finetune(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--compare", action="store_true", help="train the same from random weights too, and say what differs"
     )
+
+
+def _curve(p: argparse.ArgumentParser) -> None:
+    p.add_argument("config", help="short name of a shipped fine-tuning config, or a path")
+    _place(p, "--data", "store with labels, as written by prepare")
+    _place(p, "--out", "folder of the study; repeat the command to go on")
+    p.add_argument("--init", required=True, help="run or export folder with the pretrained backbone")
+    shares, arms = "1%,5%,10%,25%,50%,100%", "pretrained,scratch,scratch_longer,frozen,knn"
+    p.add_argument("--labels", default=shares, help="patients (25) or shares (10%% or 0.1); default: %(default)s")
+    p.add_argument("--draws", type=int, default=3, help="nested series of labelled patients; default: 3")
+    p.add_argument("--seeds", type=int, default=2, help="repetitions of each; default: 2")
+    p.add_argument("--arms", default=arms, help="which of the arms; default: %(default)s")
+    more = "a further arm, NAME=EXPORT, or NAME=WEIGHTS of somebody else for the same architecture; can be repeated"
+    p.add_argument("--arm", action="append", default=[], help=more)
+    p.add_argument("--longer", type=float, default=3.0, help="factor on the steps of scratch_longer; default: 3")
+    p.add_argument("--processes", type=int, default=1, help="runs at a time, each with its share of the cores")
+    p.add_argument("--floor", action="append", default=[], help="NAME=VALUE, a line in the picture; can be repeated")
+    p.add_argument("--groups", help="CSV with a column id, patient or image, and columns of groups")
+    p.add_argument("--metric", help="score to compare; default: the task's own")
+    p.add_argument("--resamples", type=int, default=2000, help="of the bootstrap; default: 2000")
+    p.add_argument("--dry_run", action="store_true", help="only tell what would be run, and how long it takes")
+    p.add_argument("--keep_models", action="store_true", help="keep checkpoints and weights of every run")
+    p.add_argument("--allow_overlap", action="store_true", help="only tell which test images pretraining has seen")
+    p.epilog = "Any setting of the config: --trainer.max_steps 500 --learner.lr 5e-4"
 
 
 def _probe(p: argparse.ArgumentParser) -> None:
@@ -87,6 +120,10 @@ def _embed(p: argparse.ArgumentParser) -> None:
     p.add_argument("init", help="run or export folder")
     _place(p, "--data", "store")
     p.add_argument("--out", required=True, help=".parquet or .npz file")
+    p.add_argument("--neighbours", type=int, default=0, help="so many nearest images of each, and their precision")
+    p.add_argument("--picture", help=".png or .svg of the features on two principal axes")
+    p.add_argument("--colour", default="label", help="of its points: label, site, modality, dataset, split or a group")
+    p.add_argument("--umap", action="store_true", help="lay them out by UMAP (package umap-learn)")
 
 
 def _predict(p: argparse.ArgumentParser) -> None:
@@ -96,10 +133,30 @@ def _predict(p: argparse.ArgumentParser) -> None:
 
 
 def _export(p: argparse.ArgumentParser) -> None:
-    p.add_argument("run", help="folder of a run")
+    p.add_argument("run", help="folder of a run; for other formats a native export will do")
     _place(p, "--out", "folder of the export")
     p.add_argument("--checkpoint", help="which checkpoint; default: the newest whole one")
-    p.add_argument("--to", default="native", choices=["native"], help="format")
+    formats = ["native", "timm", "monai", "nnunet", "transformers", "onnx", "torch_export"]
+    p.add_argument("--to", default="native", choices=formats, help="who loads it; default: native, ssl_med itself")
+    p.add_argument("--license", help="terms of the weights, such as CC-BY-4.0; default: not stated")
+    p.add_argument("--data_license", help="terms of the data they were trained on; default: not stated")
+
+
+def _card(p: argparse.ArgumentParser) -> None:
+    p.add_argument("action", choices=["check"], help="verify hashes, fields, absence of paths, and that weights load")
+    p.add_argument("folder", help="an export of any format")
+
+
+def _push(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", help="an export of any format")
+    p.add_argument("--to", required=True, help="OWNER/NAME on the Hugging Face hub, a path, or file:///...")
+    p.add_argument("--yes", action="store_true", help="send; without it only say what would be sent")
+    p.add_argument("--public", action="store_true", help="a new repository is private otherwise")
+
+
+def _pull(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", help="OWNER/NAME on the Hugging Face hub, a path, or file:///...")
+    p.add_argument("--out", required=True, help="folder of the export")
 
 
 def _report(p: argparse.ArgumentParser) -> None:
@@ -144,12 +201,19 @@ VERBS: dict[str, tuple[str, Add]] = {
     "probe": ("what a frozen backbone knows, beside random weights", _probe),
     "embed": ("one feature vector per image", _embed),
     "finetune": ("a head on few labels, against the same from scratch", _finetune),
+    "curve": ("what pretraining buys at every number of labels, with intervals", _curve),
     "predict": ("a fine-tuned model on new files", _predict),
     "export": ("the parts of a run worth keeping", _export),
+    "card": ("may this export be given away", _card),
+    "push": ("an export to a hub, when asked twice", _push),
+    "pull": ("an export from a hub, verified", _pull),
     "report": ("one HTML page of a run", _report),
     "plan": ("parameters, memory, storage and hours before a GPU is booked", _plan),
     "doctor": ("is this machine ready", _doctor),
 }
+
+_MODULES = {"push": "hub", "pull": "hub"}
+"""Verbs that share a file."""
 
 
 def _number(text: str) -> int | float:
@@ -238,15 +302,22 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     import importlib
 
     options = {k: v for k, v in vars(arguments).items() if k not in ("verb", "debug")}
-    if arguments.verb in ("pretrain", "finetune"):
+    if arguments.verb in ("pretrain", "finetune", "curve"):
         options["overrides"] = parse_overrides(rest, arguments.verb)
     elif rest:
         raise UserError(unknown_option(rest[0], arguments.verb))
+    ways = {name: options.pop(name) for name in ("slurm", "torchrun", "supervise") if name in options}
+    if any(way not in (None, False) for way in ways.values()):
+        from ssl_med.verbs.launch import launch
+
+        return launch(arguments.verb, options, **ways)
     if options.get("columns"):
         options["columns"] = parse_columns(options["columns"])
-    verb = getattr(importlib.import_module(f"ssl_med.verbs.{arguments.verb}"), arguments.verb)
-    result = verb(**options)
-    return int(arguments.verb == "doctor" and any(check.status == "fail" for check in result))
+    module = importlib.import_module(f"ssl_med.verbs.{_MODULES.get(arguments.verb, arguments.verb)}")
+    result = getattr(module, arguments.verb)(**options)
+    if arguments.verb == "doctor":
+        return int(any(check.status == "fail" for check in result))
+    return int(arguments.verb == "card" and any(finding.level == "error" for finding in result))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -254,9 +325,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = build_parser().parse_known_args(argv)
     try:
         return run(arguments, rest)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; repeat the command to go on", file=sys.stderr)
-        return 130
+        return stop.exit_code if isinstance(stop, Stopped) else 130
     except UserError as error:
         if arguments.debug:
             raise

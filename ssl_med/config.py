@@ -11,7 +11,7 @@ from ssl_med.recipe import arguments, check, locate, nearest
 
 Config = dict[str, Any]
 FOLDERS = {"pretrain": "pretrain_configs", "finetune": "finetune/configs"}
-SECTIONS = ("task", "data", "learner", "trainer", "watch", "seed")
+SECTIONS = ("task", "data", "learner", "trainer", "watch", "init_from", "seed")
 
 
 def config_folder(kind: str) -> Path:
@@ -103,6 +103,7 @@ def check_sections(config: Config) -> None:
     from ssl_med.data.module import StoreData
     from ssl_med.learner import Learner
     from ssl_med.tasks import Task
+    from ssl_med.weights import Start
 
     for name in config:
         if name not in SECTIONS:
@@ -115,6 +116,7 @@ def check_sections(config: Config) -> None:
         ("learner", arguments(Learner)),
         ("trainer", trainer),
         ("watch", arguments(Watching)),
+        ("init_from", arguments(Start)),
     ):
         for key in config.get(section) or {}:
             if key not in valid:

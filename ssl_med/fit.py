@@ -14,19 +14,29 @@ import yaml
 
 from ssl_med import __version__
 from ssl_med.backbones import Backbone
-from ssl_med.callbacks import AtomicCheckpointIO, newest_whole, remove_leftovers
+from ssl_med.callbacks import Saving, Signals, newest_whole, remove_leftovers
 from ssl_med.callbacks.settings import Watching
+from ssl_med.callbacks.signals import leave_together, quiet_lightning, release_children, set_timeout
 from ssl_med.config import RESERVED, Config
 from ssl_med.data.manifest import LOCK, fingerprint, read_lock
 from ssl_med.data.module import StoreData
-from ssl_med.errors import UserError
+from ssl_med.errors import Stopped, UserError
 from ssl_med.exports import export
 from ssl_med.learner import Learner
+from ssl_med.memory import out_of_memory
 from ssl_med.recipe import instantiate, locate, new_parser, parse, public_path
 from ssl_med.reporting import progress_png, report
 from ssl_med.run_folder import LEDGER, Resume, RunFolder, versions, write_quarantine
 from ssl_med.run_log import LOG, run_log
+from ssl_med.sharding import strategy_of
 from ssl_med.tasks import Choice, Plan, PretextTask, SupervisedTask, Task
+from ssl_med.weights import Start, as_start, start_from
+
+WEIGHTS = "weights.json"
+"""In a run: the audit of the weights it began with."""
+
+HEADS_ALONE = 0.05
+"""Share of the steps in which only the new heads learn where a trained backbone was given."""
 
 
 def build_parser() -> Any:
@@ -37,6 +47,7 @@ def build_parser() -> Any:
     parser.add_class_arguments(Learner, "learner", skip={"task", "seed"}, instantiate=False)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=set(RESERVED), instantiate=False)
     parser.add_class_arguments(Watching, "watch")
+    parser.add_argument("--init_from", type=Start | None, default=None)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -128,7 +139,7 @@ def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
     arguments = place["init_args"]
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
-    plan = Plan(len(module.rows("train")), size * parts, steps, forward_size=size)
+    plan = Plan(len(module.rows("train")), size * parts, steps, size, targets_of(module))
     offered = locate(place["class_path"], "task").choose(arguments, plan)
     chosen = {}
     for name, choice in offered.items():
@@ -140,6 +151,14 @@ def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
             holder[last] = choice.value
             chosen[name] = choice
     return chosen
+
+
+def targets_of(module: StoreData) -> np.ndarray | None:
+    """Classes, findings or numbers of the labelled training images, see :class:`ssl_med.tasks.Plan`."""
+    rows = module.rows("train")
+    if module.targets in ("label", "value"):
+        return rows.column(module.targets)
+    return np.array([row.labels for row in rows]) if module.targets == "labels" else None
 
 
 def backbone_of(task: Task) -> Backbone:
@@ -167,37 +186,90 @@ def check_fit(backbone: Backbone, module: StoreData) -> None:
 
 
 def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: RunFolder) -> None:
-    learner = Learner(built.task, **_learner_arguments(resolved))
     if folder.leads:
         remove_leftovers(folder.path / "checkpoints")
     checkpoint = newest_whole(folder.path / "checkpoints") if folder.resumes else None
+    begun_with = begin_with(built.task, resolved, folder, fresh=checkpoint is None)
+    learner = Learner(built.task, **_learner_arguments(resolved, begun_with))
     step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
-    trainer = _trainer(kind, resolved["trainer"], built.watch, folder.path, step)
-    facts = _facts(kind, learner.task, module, trainer, resolved)
+    signals = Signals()
+    trainer = _trainer(kind, resolved["trainer"], built.watch, folder, step, signals)
+    facts = _facts(kind, learner.task, module, trainer, resolved) | begun_with
     folder.write_state(**facts, status="running", step=step)
     if folder.leads:
         begun = f"resuming {facts['task']} at step {step}" if step else f"training {facts['task']}"
         LOG.info("%s on %d images", begun, facts["data"]["images"])
     try:
+        if not _run(trainer, learner, module, checkpoint):
+            folder.note_stop(trainer.global_step)
+            if not signals.agreed:
+                raise KeyboardInterrupt
+            leave_together(trainer, signals.agreed, worked=trainer.global_step > step)
+            raise Stopped(signals.agreed)
+    except BaseException:
+        for child in release_children(trainer):
+            child.kill()  # it would wait for this process for ever
+        raise
+    finally:
+        signals.close()
+    task = learner.whole()
+    if trainer.is_global_zero and task is not None:
+        _finish(task, module, folder, facts, trainer.global_step)
+
+
+def _run(trainer: pl.Trainer, learner: Learner, module: StoreData, checkpoint: Path | None) -> bool:
+    """Train; false when the run was asked to stop before its last step."""
+    try:
         trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
-        stopped = trainer.global_step < trainer.max_steps  # Ctrl+C, once the step was done and saved
     except SystemExit:  # how Lightning answers a Ctrl+C at once
-        stopped = True
+        return False
     except UserError as error:  # one from a loader process comes with the traceback of that process around it
         raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
-    if stopped:
-        folder.write_state(status="stopped", step=trainer.global_step)
-        raise KeyboardInterrupt
-    if trainer.is_global_zero:
-        _finish(learner.task, module, folder, facts, trainer.global_step)
+    except (MemoryError, RuntimeError) as error:
+        raise out_of_memory(error, learner, module, trainer) or module.explain(error) or error from error
+    return trainer.global_step >= trainer.max_steps
 
 
-def _learner_arguments(resolved: Config) -> dict[str, Any]:
+def begin_with(task: Task, resolved: Config, folder: RunFolder, fresh: bool) -> dict[str, Any]:
+    """Load what ``init_from`` names into a training that begins; one that goes on has it in its checkpoint.
+
+    Returns:
+        ``init_from`` as it stands in ``run.json``: the source's name and hash, and what was loaded; or nothing.
+    """
+    start = as_start(resolved.get("init_from"))
+    if start is None:
+        return {}
+    if not fresh:
+        return {"init_from": folder.read_state().get("init_from")}
+    audit, heads = start_from(task, start)
+    if folder.leads:
+        for line in str(audit).splitlines():
+            LOG.info(line)
+        audit.save(folder.path / WEIGHTS)
+    return {
+        "init_from": {
+            "source": audit.source,
+            "sha256": audit.sha256,
+            "layout": audit.layout,
+            "share": round(audit.share, 4),
+            "heads": heads,
+        }
+    }
+
+
+def _learner_arguments(resolved: Config, begun_with: dict[str, Any]) -> dict[str, Any]:
+    """With a good backbone and new heads, the heads learn alone at first unless the config says otherwise."""
     arguments = {**resolved["learner"], "seed": resolved["seed"]}
+    begun = begun_with.get("init_from")
+    if arguments["freeze_backbone"] is None and begun and not begun["heads"]:
+        arguments["freeze_backbone"] = HEADS_ALONE
+        LOG.info("learner.freeze_backbone = %s: the backbone is trained already, its heads are new", HEADS_ALONE)
     return {**arguments, "betas": tuple(arguments["betas"])}
 
 
-def _trainer(kind: str, settings: Mapping[str, Any], watch: Watching, folder: Path, step: int) -> pl.Trainer:
+def _trainer(
+    kind: str, settings: Mapping[str, Any], watch: Watching, folder: RunFolder, step: int, signals: Signals
+) -> pl.Trainer:
     own = {
         "max_epochs": -1,
         "num_sanity_val_steps": 0,
@@ -206,15 +278,19 @@ def _trainer(kind: str, settings: Mapping[str, Any], watch: Watching, folder: Pa
         "enable_model_summary": False,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    return pl.Trainer(  # pyright: ignore[reportCallIssue]
+    given["strategy"] = strategy_of(given.get("strategy", "auto"), given.get("devices", 1))
+    trainer = pl.Trainer(  # pyright: ignore[reportCallIssue]
         **{**own, **given},
-        logger=watch.loggers(folder, step),
-        callbacks=watch.callbacks(kind),
-        default_root_dir=folder,
+        logger=watch.loggers(folder.path, step, folder.state["run"]),
+        callbacks=watch.callbacks(kind, signals),
+        default_root_dir=folder.path,
         enable_checkpointing=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[Saving(background=watch.checkpoint_async)],
         use_distributed_sampler=False,
     )
+    quiet_lightning(trainer)
+    set_timeout(trainer, watch.collective_timeout)
+    return trainer
 
 
 def _quiet() -> None:
@@ -269,7 +345,7 @@ def export_task(task: Task, module: StoreData, folder: Path, facts: dict[str, An
     if isinstance(task, PretextTask):
         return [export(task.exports(), folder / "backbone", card)]
     if isinstance(task, SupervisedTask):
-        return [export({"task": task}, folder / "task", card)]
+        return [export({"task": task.merged()}, folder / "task", card)]
     return []
 
 
@@ -283,6 +359,7 @@ def input_facts(module: StoreData) -> dict[str, Any]:
         "intensity": module.intensity,
         "median_spacing_mm": [round(s, 4) for s in spacing],
         "fixed_spacing_mm": module.spacing,
-        "prepared": {name: module.store.facts.get(name) for name in ("spacing", "orientation")},
+        "prepared": {name: module.store.facts.get(name) for name in ("spacing", "orientation", "order")},
         "class_names": module.store.class_names,
+        "box_names": module.store.facts.get("box_names") or [],
     }

@@ -4,8 +4,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ssl_med.optim import adamw, clip_each, parameter_groups
-from ssl_med.schedules import cosine, warmup_cosine
+from ssl_med import sharding
+from ssl_med.errors import UserError
+from ssl_med.ops import ranks
+from ssl_med.optim import adamw, clip_all, clip_each, hold_still, parameter_groups
+from ssl_med.schedules import cosine
 from ssl_med.tasks.base import Task
 from ssl_med.types import Batch
 
@@ -23,7 +26,15 @@ class Learner(pl.LightningModule):
         layer_decay: factor on the rate per layer towards the input (fine-tuning: 0.65 to 0.75); 1 for none.
         clip: largest gradient norm; None for no clipping (MAE).
         clip_each: clip every tensor by its own norm (DINO) instead of all by their common one.
+        recompute: keep only the inputs of the blocks and compute them again in the backward pass: a fraction of the
+            memory for a third more work, and the same gradients.
+        compile_blocks: compile every block by itself; where that is not possible, the run goes on without and says so.
+        freeze_backbone: share of the steps, at the beginning, in which only what is in no layer of the task learns: the
+            new heads of a backbone that is good already. None is 0; ``--init_from`` chooses.
         seed: of the run; what is random inside the model is a function of (seed, step, rank).
+
+    Attributes:
+        skipping: the step that is being done must leave everything as it is, see :class:`ssl_med.callbacks.Guard`.
     """
 
     def __init__(
@@ -37,6 +48,9 @@ class Learner(pl.LightningModule):
         clip: float | None = None,
         clip_each: bool = False,
         weight_decay_end: float | None = None,
+        recompute: bool = False,
+        compile_blocks: bool = False,
+        freeze_backbone: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -44,6 +58,31 @@ class Learner(pl.LightningModule):
         self.lr, self.weight_decay, self.betas, self.warmup = lr, weight_decay, betas, warmup
         self.layer_decay, self.clip, self.seed = layer_decay, clip, seed
         self.clip_each, self.weight_decay_end = clip_each, weight_decay_end
+        self.recompute, self.compile_blocks = recompute, compile_blocks
+        if not 0 <= (freeze_backbone or 0) < 1:
+            raise ValueError(f"freeze_backbone: {freeze_backbone} is no share of the steps, 0 to 1")
+        self.freeze_backbone = freeze_backbone
+        self.skipping = False
+        self._prepared, self._blueprint = False, {}
+
+    def configure_model(self) -> None:
+        """Do with the blocks what was asked for, and leave in this process its share; once."""
+        if self._prepared:
+            return
+        self._prepared = True
+        if self.recompute:
+            sharding.recompute(self.task)
+        if self.compile_blocks:
+            sharding.compile_units(self.task)
+        if self.device_mesh is not None:
+            self._blueprint = sharding.shard(self.task, self.device_mesh)
+
+    def whole(self) -> Task | None:
+        """The task with all its weights, to look at and to export; None on all processes but the first if sharded.
+
+        All processes call it together.
+        """
+        return sharding.whole(self.task, self._blueprint) if sharding.is_sharded(self.task) else self.task
 
     @property
     def progress(self) -> float:
@@ -52,32 +91,42 @@ class Learner(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Groups by layer and decay; not fused with float16, whose gradients are unscaled before they are clipped."""
-        groups = parameter_groups(self.task, self.task.layers(), self.weight_decay, self.layer_decay)
+        layers = self.task.layers()
+        if self.freeze_backbone and not layers:
+            raise UserError(f"learner.freeze_backbone: {type(self.task).__name__} does not say what its layers are")
+        groups = parameter_groups(self.task, layers, self.weight_decay, self.layer_decay)
         return adamw(groups, self.lr, self.betas, fused=self.trainer.precision != "16-mixed")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One forward pass; dropout and the like are seeded by the step, so that a resumed run repeats it."""
-        parts = self.trainer.accumulate_grad_batches
-        part = self.trainer.global_step * parts + batch_idx % parts
-        torch.manual_seed((self.seed * 1_000_003 + part) * 4099 + self.global_rank)
+        torch.manual_seed(self.part_seed(batch_idx % self.trainer.accumulate_grad_batches))
         losses = self.task(batch, self.progress)
-        self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch["image"]))
+        self.log_dict(ranks.means(losses), batch_size=len(batch["image"]))
         self.log("step", float(self.trainer.global_step + 1))  # steps done, as in checkpoints; Lightning counts from 0
         return losses["loss"]
 
+    def part_seed(self, part: int) -> int:
+        """What dropout and the like are seeded by in a part of the step that is being done."""
+        place = self.trainer.global_step * self.trainer.accumulate_grad_batches + part
+        return (self.seed * 1_000_003 + place) * 4099 + self.global_rank
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the rate of this step and clip."""
-        rate = self.lr * warmup_cosine(self.progress, self.warmup)
+        rates = self.task.rates(self.progress, self.warmup)
+        if self.progress < (self.freeze_backbone or 0):
+            rates = rates._replace(trunk=0.0)
+            hold_still(optimizer.param_groups)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = self.lr * group["scale"] * (rates.trunk if group["trunk"] else rates.head)
             if self.weight_decay_end is not None and group["weight_decay"]:
                 group["weight_decay"] = cosine(self.progress, self.weight_decay, self.weight_decay_end)
-        self.log("lr", rate, batch_size=1)
-        if self.clip is not None:
-            clip = clip_each if self.clip_each else torch.nn.utils.clip_grad_norm_
+        self.log("lr", self.lr * rates.head, batch_size=1)
+        if self.clip is not None and not self.skipping:
+            clip = clip_each if self.clip_each else clip_all
             self.log("grad_norm", clip(self.task.parameters(), self.clip), batch_size=1)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Step, then what the task does after a step."""
         super().optimizer_step(*args, **kwargs)
-        self.task.after_step(self.progress)
+        if not self.skipping:
+            self.task.after_step(self.progress)

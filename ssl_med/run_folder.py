@@ -1,7 +1,9 @@
 """The folder of a run: begun, resumed or refused, never mixed up with another."""
 
 import json
+import logging
 import os
+import secrets
 import shutil
 import time
 from importlib import metadata
@@ -14,11 +16,20 @@ from ssl_med.config import Config, difference
 from ssl_med.errors import UserError
 from ssl_med.files import write_json, write_whole
 
-Resume = Literal["auto", "never", "must"]
-_SAFE = ("watch", "data.num_workers", "data.prefetch", "trainer.devices", "trainer.num_nodes")
+LOG = logging.getLogger("ssl_med")
+Resume = Literal["auto", "never", "must", "force"]
+_SAFE = ("watch", "data.num_workers", "data.prefetch", "data.sample_timeout", "trainer.devices", "trainer.num_nodes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
-_OF_A_START = {".lock", "config.yaml", ".config.yaml", ".run.json", "train.log", "manifest.lock", ".manifest.lock"}
+_OF_A_START = {
+    *(".lock", "config.yaml", ".config.yaml", ".run.json", "train.log", "manifest.lock", ".manifest.lock"),
+    *("restarts.jsonl", "weights.json"),
+}
 """What a start leaves that failed or was killed before ``run.json`` was written."""
+
+_WAYS = (
+    "Three ways on: resume it by repeating the command it was started with, begin anew with --overwrite, "
+    "or give another --out"
+)
 
 LEDGER = ".quarantine.jsonl"
 """Where the loader processes note the images that a run leaves out."""
@@ -31,7 +42,8 @@ class RunFolder:
         path: the folder.
         config: resolved; it must be the one the folder was begun with, apart from what changes nothing.
         resume: ``auto`` goes on with an unfinished run of the same config; ``must`` also asks that there be one;
-            ``never`` refuses a folder that is not empty.
+            ``never`` refuses a folder that is not empty; ``force`` goes on under another config or with other versions
+            of the code, and notes in ``run.json`` what differs and since which step.
         overwrite: remove the run that is there and begin anew.
 
     Raises:
@@ -41,7 +53,11 @@ class RunFolder:
     def __init__(self, path: str | Path, config: Config, resume: Resume = "auto", overwrite: bool = False) -> None:
         self.path, self.config = Path(path), config
         self.leads = is_leader()
-        self.state: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "seconds": 0.0}
+        self.state: dict[str, Any] = {
+            "run": secrets.token_hex(4),  # stays the same however often the run is resumed or requeued
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "seconds": 0.0,
+        }
         self._began = time.monotonic()
         if self.leads:
             self._claim(resume, overwrite)
@@ -61,7 +77,7 @@ class RunFolder:
                 self._remove()
             elif state := self.read_state():  # read anew: another process may have finished the run meanwhile
                 self._refuse_if_other(state, resume)
-                self.state = state
+                self.state |= state
             write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         except UserError:
             self._lock.close()
@@ -85,19 +101,35 @@ class RunFolder:
         if self.leads:
             write_json(self.path / "run.json", self.state)
 
+    def note_stop(self, step: int) -> None:
+        """The run was stopped at a step; where the disk is full it counts as one that was killed, and goes on alike."""
+        try:
+            self.write_state(status="stopped", step=step)
+        except OSError as error:
+            LOG.warning("run.json cannot be written: %s", error.strerror)
+
     def _refuse_if_other(self, state: dict[str, Any], resume: Resume) -> None:
-        ways = (
-            "Three ways on: resume it by repeating the command it was started with, begin anew with --overwrite, "
-            "or give another --out"
-        )
         if resume == "never":
-            raise UserError(f"{self.path} holds a run already. {ways}")
+            raise UserError(f"{self.path} holds a run already. {_WAYS}")
         saved = yaml.safe_load((self.path / "config.yaml").read_text())
-        drift = [line for line in difference(saved, self.config) if not line.startswith(_SAFE)]
-        if drift:
-            raise UserError(f"{self.path} holds a run of another config ({'; '.join(drift[:5])}). {ways}")
+        changed = difference(saved, self.config)
+        drift = [*[line for line in changed if not line.startswith(_SAFE)], *_other_code(state)]
+        if drift and resume != "force":
+            said = "; ".join(drift[:5])
+            raise UserError(
+                f"{self.path} holds a run of another config ({said}). {_WAYS}; --resume force goes on with what differs"
+            )
         if state.get("status") == "finished":
-            raise UserError(f"{self.path} holds a finished run of {state.get('steps')} steps. {ways}")
+            raise UserError(f"{self.path} holds a finished run of {state.get('steps')} steps. {_WAYS}")
+
+        self._note_changes(state, [*changed, *_other_code(state)])
+
+    def _note_changes(self, state: dict[str, Any], changed: list[str]) -> None:
+        """What is different from here on stays in ``run.json``; where the data lie is nobody's business."""
+        told = [line for line in changed if not line.startswith("data.folder")]
+        if told:
+            note = {"step": state.get("step", 0), "at": time.strftime("%Y-%m-%dT%H:%M:%S"), "changed": told}
+            state["changes"] = [*state.get("changes", []), note]
 
     def _remove(self) -> None:
         for item in self.path.iterdir():
@@ -142,6 +174,16 @@ def is_leader() -> bool:
     """The one process of a run that writes; the launchers (Lightning, torchrun, SLURM) number processes so."""
     numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in numbers)
+
+
+def _other_code(state: dict[str, Any]) -> list[str]:
+    """Lines that say which versions are not those of the start; a patch release counts as the same."""
+    then, now = state.get("versions") or {}, versions()
+    return difference({name: _minor(then[name]) for name in then}, {name: _minor(now.get(name, "")) for name in then})
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def versions() -> dict[str, str]:

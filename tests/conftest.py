@@ -38,11 +38,16 @@ def make_batch() -> Callable:
         mask = torch.zeros(count, 1, *space, dtype=torch.int64)
         box = tuple(slice(size // 4, size // 2 + 1) for size in space)
         mask[(..., *box)] = 1
+        corners = [*(side.start for side in box), *(side.stop for side in box)]
         return {
             "image": image + 2.0 * mask,
             "mask": mask,
             "spacing": torch.full((count, len(space)), 1.5),
             "label": torch.arange(count) % 2,
+            "labels": torch.stack([torch.arange(count) % 2, torch.arange(count) // 2 % 2], 1),
+            "value": torch.arange(count) / 4 - 0.5,
+            "boxes": torch.tensor([corners, [0] * len(corners)], dtype=torch.float32).repeat(count, 1, 1),
+            "box_labels": torch.tensor([[0, -1], [1, -1]]).repeat(count, 1)[:count],
             "key": sample_keys(seed, torch.arange(count)),
             "id": [f"{i:02x}" for i in range(count)],
         }

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_med.callbacks import AtomicCheckpointIO, Checkpoints, newest_whole, remove_leftovers
-from ssl_med.callbacks.checkpoint import is_whole, point_to
+from ssl_med.callbacks import AtomicCheckpointIO, Saving, newest_whole, remove_leftovers
+from ssl_med.callbacks.checkpoint_io import is_whole, point_to
 from ssl_med.errors import UserError
 
 IO = AtomicCheckpointIO()
@@ -142,4 +142,4 @@ def test_last_is_another_name_that_loads(tmp_path):
 
 def test_fewer_than_two_are_refused():
     with pytest.raises(ValueError, match="at least two"):
-        Checkpoints(keep=1)
+        Saving(keep=1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_med.config import find_config, load_config, short_names
 from ssl_med.fit import resolve
-from ssl_med.recipe import build
+from ssl_med.recipe import arguments, build, locate
 from ssl_med.tasks import PretextTask, SupervisedTask
 
 PRETRAIN, FINETUNE = short_names("pretrain"), short_names("finetune")
@@ -44,11 +44,16 @@ def test_finetuning_configs(name):
     config = load_config(name, "finetune")
     axes = 3 if "3d" in name else 2
     task = config["task"].setdefault("init_args", {})
-    task |= {"classes": 3, "window": [16] * axes, "backbone": copy.deepcopy(BACKBONE)}
+    task |= {"window": [16] * axes, "backbone": copy.deepcopy(BACKBONE)}
+    if "classes" in arguments(locate(config["task"]["class_path"], "task")):
+        task["classes"] = 3
     task["backbone"]["init_args"]["spatial_dims"] = axes
     resolve(config, "store")
     built = task_of(config, SupervisedTask)
-    assert built.metric == {"mask": "dice", "label": "balanced_accuracy"}[config["data"]["targets"]]
+    kinds = {"mask": ["dice"], "label": ["balanced_accuracy", "quadratic_kappa"], "labels": ["auroc"], "value": ["r2"]}
+    targets = config["data"]["targets"]
+    assert built.metric in kinds[targets]
+    assert targets != "mask" or config["data"]["foreground"] >= 0.33
 
 
 @pytest.mark.parametrize(("kind", "name"), [("pretrain", n) for n in PRETRAIN] + [("finetune", n) for n in FINETUNE])

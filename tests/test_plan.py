@@ -250,7 +250,7 @@ def test_mae_of_vit_large_at_96_with_patch_8():
     assert got["storage_compressed_gb_s"] == pytest.approx(1.4, rel=0.02)
     assert got["hours"] == pytest.approx(15, rel=0.04)
     assert got["batch"] == pytest.approx(100, rel=0.15)
-    assert got["batch_checkpointed"] > 500
+    assert got["batch_checkpointed"] > 400
     assert got["store_gb"] == pytest.approx(11_000, rel=0.02)
     assert got["conversion_core_hours"] == pytest.approx(135, rel=0.02)
 

@@ -181,3 +181,59 @@ def test_other_ranks_neither_lock_nor_write(tmp_path, monkeypatch):
     assert not follower.leads
     assert state_of(tmp_path / "run") == before
     leader.close()
+
+
+def test_force_goes_on_under_another_config_and_notes_it(tmp_path):
+    begun(tmp_path / "run")
+    changed = {**CONFIG, "seed": 1, "data": {"folder": "elsewhere", "num_workers": 0}}
+    folder = opened(tmp_path / "run", changed, resume="force")
+    assert folder.resumes
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == changed
+    with pytest.raises(UserError, match="another config"):
+        opened(tmp_path / "run")
+
+
+def test_what_was_changed_stays_in_the_state(tmp_path):
+    begun(tmp_path / "run")
+    for seed in (1, 2):
+        data = {"folder": f"/home/doe/{seed}", "num_workers": seed}
+        folder = RunFolder(tmp_path / "run", {**CONFIG, "seed": seed, "data": data}, resume="force")
+        folder.write_state(status="running", step=10 * seed)
+        folder.close()
+    notes = folder.read_state()["changes"]
+    assert [note["step"] for note in notes] == [5, 10]
+    assert [note["changed"] for note in notes] == [
+        ["data.num_workers: 0 -> 1", "seed: 0 -> 1"],
+        ["data.num_workers: 1 -> 2", "seed: 1 -> 2"],
+    ]
+
+
+def test_other_versions_are_refused_and_patches_are_not(tmp_path, monkeypatch):
+    begun(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.write_state(versions={"torch": "2.10.0+cpu", "numpy": "2.1.0"})
+    folder.close()
+    monkeypatch.setattr("ssl_med.run_folder.versions", lambda: {"torch": "2.10.3", "numpy": "2.1.9"})
+    assert opened(tmp_path / "run").resumes
+    monkeypatch.setattr("ssl_med.run_folder.versions", lambda: {"torch": "2.11.0", "numpy": "2.1.0"})
+    with pytest.raises(UserError, match=r"torch: '2.10' -> '2.11'.*--resume force"):
+        opened(tmp_path / "run")
+    assert opened(tmp_path / "run", resume="force").resumes
+
+
+def test_a_run_keeps_its_id(tmp_path):
+    begun(tmp_path / "run")
+    first, second = (opened(tmp_path / "run").state["run"] for _ in range(2))
+    assert first == second
+    assert opened(tmp_path / "run", overwrite=True).state["run"] != first
+
+
+def test_a_full_disk_at_a_stop_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    monkeypatch.setattr("ssl_med.run_folder.write_json", full)
+    folder.note_stop(3)
+    folder.close()
+    assert "run.json cannot be written: No space left" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from stores import SPACING, pictures, save_nifti, volume, volumes
 
-from ssl_med.callbacks.checkpoint import is_whole
+from ssl_med.callbacks.checkpoint_io import is_whole
 from ssl_med.cli import main
 from ssl_med.data.store import Store
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from argparse import Namespace
@@ -50,11 +51,27 @@ class JsonLines(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line; numbers that are not finite become strings, since JSON has none."""
         values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items() if k != "epoch"}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **values}))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The config is saved elsewhere."""
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a whole line or nothing: where the disk is full, a training goes on without its log, after one warning."""
+    length = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, length)
+        if path not in _TOLD:
+            _TOLD.add(path)
+            LOG.warning("%s cannot be written (%s); the run goes on without these lines", path.name, error.strerror)
+
+
+_TOLD: set[Path] = set()
 
 
 def _step_of(line: str) -> float:

@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from ssl_med.callbacks.checkpoint import Checkpoints
+from ssl_med.callbacks.guard import Guard
 from ssl_med.callbacks.journal import JsonLines, Progress
+from ssl_med.callbacks.signals import Signals
+from ssl_med.callbacks.validation import Validate
 from ssl_med.callbacks.waiting import Waiting
-from ssl_med.callbacks.watch import Health, Pictures, Probes, Validate
+from ssl_med.callbacks.watch import Health, Pictures, Probes
+from ssl_med.callbacks.watchdog import Watchdog
 
 
 @dataclass
@@ -20,9 +25,16 @@ class Watching:
         probes: kNN and linear probes during pretraining, where the store has labels.
         health: measurements of feature spread and rank.
         pictures: panels of what the task sees and makes.
-        validate: scores on the validation split during fine-tuning.
+        validate: scores on the validation split during fine-tuning; the best of these moments is what is exported.
         checkpoint_minutes: time between checkpoints.
         checkpoint_steps: save also every so many steps.
+        checkpoint_async: write checkpoints beside the steps, from a copy of the state in the memory of the CPU.
+        step_timeout: seconds after which a step that has not ended ends the process, with the stacks of all threads in
+            the run's folder; looks at the run count as part of a step. None to wait for ever.
+        collective_timeout: seconds that a process waits for the others; None for torch's 30 minutes (NCCL: 10).
+        skip_patience: steps in a row that may be skipped, since a loss or a gradient is not finite, before the run ends.
+        spike: spreads above the running median from which a loss is told to leap; 0 for never.
+        skip_spikes: skip such steps like those that are not finite.
         track: further trackers, ``tensorboard`` and ``wandb``; both write into the run's folder.
         online: let wandb send the metrics to its server. Nothing is sent unless this is set.
     """
@@ -33,16 +45,24 @@ class Watching:
     validate: int = 5
     checkpoint_minutes: float = 15.0
     checkpoint_steps: int | None = None
+    checkpoint_async: bool = False
+    step_timeout: float | None = None
+    collective_timeout: float | None = None
+    skip_patience: int = 10
+    spike: float = 8.0
+    skip_spikes: bool = False
     track: list[str] = field(default_factory=list)
     online: bool = False
 
-    def callbacks(self, kind: str) -> list[pl.Callback]:
+    def callbacks(self, kind: str, signals: Signals | None = None) -> list[pl.Callback]:
         """Those of a pretraining or a fine-tuning; probes come after health, checkpoints last."""
         looks = [Validate(self.validate)] if kind == "finetune" else [Health(self.health), Probes(self.probes)]
-        saves = Checkpoints(self.checkpoint_minutes, self.checkpoint_steps)
-        return [Progress(), *looks, Pictures(self.pictures), Waiting(), saves]
+        saves = Checkpoints(self.checkpoint_minutes, self.checkpoint_steps, signals=signals)
+        dogs = [Watchdog(self.step_timeout)] if self.step_timeout else []
+        guard = Guard(self.skip_patience, self.spike, self.skip_spikes)
+        return [Progress(), guard, *looks, Pictures(self.pictures), Waiting(), saves, *dogs]
 
-    def loggers(self, folder: Path, resume_step: int) -> list[Logger]:
+    def loggers(self, folder: Path, resume_step: int, run: str = "") -> list[Logger]:
         """Always JSON lines, then what was asked for. No tracker is given the config: it holds local paths."""
         chosen: list[Logger] = [JsonLines(folder, resume_step)]
         for name in self.track:
@@ -51,12 +71,12 @@ class Watching:
 
                 chosen.append(TensorBoardLogger(folder, name="tensorboard", version=""))
             elif name == "wandb":
-                chosen.append(self._wandb(folder))
+                chosen.append(self._wandb(folder, run))
             else:
                 raise ValueError(f"watch.track: {name!r} is not known; valid: tensorboard, wandb")
         return chosen
 
-    def _wandb(self, folder: Path) -> Logger:
+    def _wandb(self, folder: Path, run: str) -> Logger:
         import wandb
         from pytorch_lightning.loggers import WandbLogger
 
@@ -69,4 +89,5 @@ class Watching:
             save_code=False,
             x_save_requirements=False,
         )
-        return WandbLogger(project="ssl_med", save_dir=str(folder), offline=not self.online, settings=quiet)
+        where: Any = {"save_dir": str(folder), "offline": not self.online, "id": run or None, "resume": "allow"}
+        return WandbLogger(project="ssl_med", settings=quiet, **where)

@@ -13,10 +13,10 @@ from torch import Tensor
 from ssl_med.data.module import StoreData
 from ssl_med.data.record import BURNED_IN
 from ssl_med.errors import UserError
-from ssl_med.evaluate import evaluate, probe, random_twin, to_device
+from ssl_med.evaluate import probe, random_twin, to_device
 from ssl_med.ops.collapse import effective_rank, feature_spread
 from ssl_med.ops.ranks import alone
-from ssl_med.tasks import PretextTask, SupervisedTask
+from ssl_med.tasks import PretextTask
 from ssl_med.types import Batch
 
 LOG = logging.getLogger("ssl_med")
@@ -38,15 +38,14 @@ class Watch(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first look, unless the run was resumed."""
-        if self.times and trainer.global_step == 0 and trainer.is_global_zero:
+        if self.times and trainer.global_step == 0:
             self._look_aside(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Look when the step is due."""
         if not self._is_due(trainer):
             return
-        if trainer.is_global_zero:
-            self._look_aside(trainer, pl_module)
+        self._look_aside(trainer, pl_module)
         self.after_look(trainer)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -58,7 +57,9 @@ class Watch(pl.Callback):
 
     def _look_aside(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A look must change nothing: random state and mode are put back."""
-        task: Any = pl_module.task
+        task: Any = pl_module.whole()  # all processes gather it, the first one looks
+        if task is None or not trainer.is_global_zero:
+            return
         training = task.training
         task.eval()
         with torch.random.fork_rng(), torch.no_grad(), alone():
@@ -184,9 +185,12 @@ class Pictures(Watch):
         from ssl_med.reporting.panel import panel_png
 
         folder = Path(trainer.default_root_dir) / "plots"
-        folder.mkdir(exist_ok=True)
         arrays = {name: value.float().cpu().numpy() for name, value in pictures.items()}
-        panel_png(arrays, folder / f"pictures_step={trainer.global_step:07d}.png")
+        try:
+            folder.mkdir(exist_ok=True)
+            panel_png(arrays, folder / f"pictures_step={trainer.global_step:07d}.png")
+        except OSError as error:  # a full disk must not end the training
+            LOG.warning("no picture of step %d: %s", trainer.global_step, error.strerror)
 
 
 class Probes(Watch):
@@ -248,28 +252,3 @@ def labelled_view(data: StoreData) -> StoreData | None:
             settings = {"targets": target, "seed": data.seed, "crop_mm": data.crop_mm}
             return StoreData(data.folder, data.crop, data.batch_size, data.intensity, **settings)
     return None
-
-
-class Validate(Watch):
-    """Scores of a fine-tuned task on the validation split.
-
-    Args:
-        times: how often.
-    """
-
-    def __init__(self, times: int = 5) -> None:
-        super().__init__(times)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A head that has not been trained has no score worth a look."""
-
-    def look(self, trainer: pl.Trainer, task: SupervisedTask) -> None:
-        """Log ``val/...``; nothing where the store has no validation images."""
-        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        labelled = (
-            row.has_mask if data.targets == "mask" else row.label >= 0 for row in data.store.rows if row.split == "val"
-        )
-        if any(labelled):
-            backbone: Any = task.backbone
-            scores, _ = evaluate(task, data.whole("val", backbone.multiple()))
-            _log(trainer, {f"val/{name}": value for name, value in scores.items()})

@@ -1,0 +1,93 @@
+"""Validation of a fine-tuning: scores on the validation split, and the weights with the best one."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ssl_med.callbacks.checkpoint_io import is_whole
+from ssl_med.callbacks.watch import Watch
+from ssl_med.data.module import StoreData
+from ssl_med.errors import UserError
+from ssl_med.evaluate import evaluate
+from ssl_med.tasks import SupervisedTask
+
+LOG = logging.getLogger("ssl_med")
+BEST = "best-val.ckpt"
+
+
+class Validate(Watch):
+    """Scores on the validation split; the weights with the best ``metric`` so far are those the run ends with.
+
+    They stay as ``checkpoints/best-val.ckpt`` and are put back when the training has ended, so that they are what is
+    exported and tested (early stopping, with the schedule run to its end). Of equal scores the earlier one stays. The
+    test split is not touched. Nothing happens where the store has no labelled validation images. Weights that are
+    sharded over processes are looked at but not chosen.
+
+    Args:
+        times: how often; with 1 the end alone is looked at, and chosen.
+    """
+
+    def __init__(self, times: int = 5) -> None:
+        super().__init__(times)
+        self._best, self._step, self._improved = -math.inf, -1, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far and its step, so that a resumed run chooses as an uninterrupted one."""
+        return {"best": self._best, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+        self._best, self._step = state_dict["best"], state_dict["step"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A head that has not been trained has no score worth a look."""
+
+    def look(self, trainer: pl.Trainer, task: SupervisedTask) -> None:
+        """Log ``val/...`` and see whether it is the best so far."""
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not has_validation(data):
+            return
+        backbone: Any = task.backbone
+        scores, _ = evaluate(task, data.whole("val", backbone.multiple()))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in scores.items()}, trainer.global_step)
+        if scores[task.metric] > self._best:  # a score that is not a number never is
+            self._best, self._step, self._improved = scores[task.metric], trainer.global_step, True
+
+    def after_look(self, trainer: pl.Trainer) -> None:
+        """Keep the weights of the best score; every process learns what the first one found."""
+        self._best, self._step, improved = trainer.strategy.broadcast((self._best, self._step, self._improved))
+        self._improved = False
+        if improved and not _in_parts(trainer):
+            trainer.save_checkpoint(self._path(trainer))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the best weights back, once the last checkpoint has been written."""
+        if self._step < 0 or trainer.global_step < trainer.max_steps:
+            return
+        if self._step != trainer.global_step:
+            path = self._path(trainer)
+            if _in_parts(trainer) or not is_whole(path):
+                LOG.warning("the last weights are kept: those of step %d, better on validation, are lost", self._step)
+                return
+            pl_module.load_state_dict(trainer.strategy.checkpoint_io.load_checkpoint(path)["state_dict"])
+        LOG.info("kept are the weights of step %d, the best on validation: %.4f", self._step, self._best)
+
+    def _path(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints" / BEST
+
+
+def _in_parts(trainer: pl.Trainer) -> bool:
+    """Each process holds a part of the weights, which are not put together for this."""
+    return getattr(trainer.strategy, "_save_distributed_checkpoint", False)
+
+
+def has_validation(data: StoreData) -> bool:
+    """The store has validation images with what the fine-tuning learns."""
+    try:
+        return len(data.rows("val")) > 0
+    except UserError:  # how a data module says that there are none
+        return False

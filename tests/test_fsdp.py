@@ -1,0 +1,116 @@
+"""Parameters in shards (FSDP2): the same weights, clipped alike; runs that change their number of processes."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.test_tasks import cases, make_task
+from stores import store_of, volumes
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from worlds import image_batch, share, together
+
+from ssl_med import sharding
+from ssl_med.cli import main
+from ssl_med.optim import clip_all, clip_each, local
+from ssl_med.tasks import MAE, PretextTask
+
+ALL = {case.id: case.values for case in cases(PretextTask)}
+SHARDED = {
+    "DINO-ViT-2d": clip_each,
+    "BYOL-UNetEncoder-3d": clip_all,
+    "MAE-ViT-3d": clip_each,
+    "ModelsGenesis-ViT-2d": None,
+}
+STEPS = 6
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch renames its collectives
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def trained(case: str, rank: int = 0, world: int = 1) -> dict:
+    """Weights after two clipped steps, put together, and the share of the numbers that a process held."""
+    cls, name, space = ALL[case]
+    task, clip = make_task(cls, name, space).double(), SHARDED[case]
+    count = sum(p.numel() for p in task.parameters())
+    if world > 1:
+        sharding.shard(task, init_device_mesh("cpu", (world,)))
+    held = sum(local(p).numel() for p in task.parameters()) / count
+    optimiser = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    norms = []
+    for step in range(2):
+        optimiser.zero_grad()
+        task(share(image_batch(space, seed=step, dtype=torch.float64), rank, world), step / 2)["loss"].backward()
+        norms.append(clip(task.parameters(), 0.05) if clip else torch.zeros(()))
+        optimiser.step()
+        task.after_step((step + 1) / 2)
+    state = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in task.state_dict().items()}
+    return {"state": state, "norms": norms, "held": held}
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_shards_equal_one(tmp_path: Path) -> None:
+    world = 4
+    parts = together(world, tmp_path, lambda rank: {case: trained(case, rank, world) for case in SHARDED})
+    for case in SHARDED:
+        one = trained(case)
+        for part in parts:
+            torch.testing.assert_close(part[case]["state"], one["state"], atol=1e-10, rtol=0)
+            torch.testing.assert_close(part[case]["norms"], one["norms"], atol=1e-10, rtol=0)
+        assert sum(part[case]["held"] for part in parts) == pytest.approx(1)
+        assert parts[1][case]["held"] < 1.3 / world
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    store_of(volumes(folder / "in", 10), folder / "store")
+    return folder / "store"
+
+
+def command(store: Path, out: Path, world: int, *more: str) -> list[str]:
+    quiet = ["--watch.probes", "0", "--watch.pictures", "0", "--watch.health", "0"]
+    fixed = ["--trainer.max_steps", str(STEPS), "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
+    fixed += ["--trainer.precision", "32-true", "--data.num_workers", "0", "--trainer.devices", str(world)]
+    return ["pretrain", "smoke/mae_3d", "--data", str(store), "--out", str(out), *fixed, *quiet, *more]
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {int(line["step"]): line["loss"] for line in lines if "loss" in line}
+
+
+def run_until(arguments: list[str], step: int) -> int:
+    """The command, which is asked to stop in the middle of a step."""
+    after_step, begun = MAE.after_step, []
+
+    def stopped(self, progress: float) -> None:
+        after_step(self, progress)
+        if round(progress * STEPS) >= step and not begun:
+            begun.append(step)
+            signal.raise_signal(signal.SIGINT)
+
+    MAE.after_step = stopped
+    return main(arguments)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_fewer_processes(strategy: str, store: Path, tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert main(command(store, whole, 1)) == 0
+    more = ["--trainer.strategy", strategy, "--watch.health", "1"]
+    assert together(4, tmp_path / "4", lambda _: run_until(command(store, moved, 4, *more), 2), join=False) == [130] * 4
+    assert together(2, tmp_path / "2", lambda _: run_until(command(store, moved, 2, *more), 4), join=False) == [130] * 2
+    assert together(1, tmp_path / "1", lambda _: main(command(store, moved, 1, *more)), join=False) == [0]
+    expected, found = losses(whole), losses(moved)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
+    assert (moved / "exports" / "backbone" / "backbone.safetensors").is_file()

@@ -1,0 +1,146 @@
+"""A step that must not count changes nothing, on any process; the same run without faults is untouched."""
+
+import copy
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from stores import store_of, volumes
+from test_resume import same
+from worlds import together
+
+from ssl_med.callbacks import Guard
+from ssl_med.cli import main
+from ssl_med.errors import UserError
+from ssl_med.learner import Learner
+from ssl_med.tasks import DINO
+from ssl_med.verbs.replay import replay
+
+STEPS = 8
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch renames its collectives
+CONFIG = {
+    "task": {
+        "class_path": "ssl_med.tasks.DINO",
+        "init_args": {
+            "backbone": {
+                "class_path": "ssl_med.backbones.ViT",
+                "init_args": {"spatial_dims": 3, "patch": 4, "embed_dim": 24, "depth": 1, "heads": 2, "taps": 1},
+            },
+            "prototypes": 32,
+            "hidden_dim": 16,
+            "bottleneck_dim": 8,
+        },
+    },
+    "data": {"crop": 16, "batch_size": 4, "num_workers": 0},
+    "learner": {"clip": 3.0},
+    "trainer": {"max_steps": STEPS, "accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1},
+    "watch": {"probes": 0, "pictures": 0, "health": 0, "checkpoint_steps": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guard")
+    store_of(volumes(folder / "in", 8), folder / "store")
+    return folder / "store"
+
+
+def command(store: Path, out: Path, *more: str) -> list[str]:
+    config = store.parent / "config.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    return ["pretrain", str(config), "--data", str(store), "--out", str(out), *more]
+
+
+def poison(monkeypatch, steps: dict[int, str], on_rank: int = 0) -> list[tuple[dict, dict]]:
+    """Make the loss or a gradient of these calls infinite; returns the state before and after each poisoned step."""
+    forward, finish, calls, seen = DINO.forward, Learner.optimizer_step, [], []
+
+    def poisoned(self, batch, progress):
+        losses = dict(forward(self, batch, progress))
+        what = steps.get(len(calls), "")
+        calls.append(progress)
+        here = not torch.distributed.is_initialized() or torch.distributed.get_rank() == on_rank
+        if what == "loss" and here:
+            losses["loss"] = losses["loss"] * torch.nan
+        if what == "gradient" and here:
+            losses["loss"] = losses["loss"] + 0 * (losses["loss"] - losses["loss"].detach()).sqrt()
+        return losses
+
+    def watched(self, *args, **kwargs):
+        before = copy.deepcopy((self.task.state_dict(), self.optimizers().state_dict()["state"]))
+        finish(self, *args, **kwargs)
+        if self.skipping:
+            seen.append((before, (self.task.state_dict(), self.optimizers().state_dict()["state"])))
+            seen[-1] = copy.deepcopy(seen[-1])
+
+    monkeypatch.setattr(DINO, "forward", poisoned)
+    monkeypatch.setattr(Learner, "optimizer_step", watched)
+    return seen
+
+
+def test_a_bad_step_moves_nothing_and_can_be_replayed(store, tmp_path, monkeypatch, capsys):
+    seen = poison(monkeypatch, {3: "loss", 5: "gradient"})
+    run = tmp_path / "run"
+    assert main(command(store, run)) == 0
+    assert len(seen) == 2
+    for before, after in seen:
+        assert same(before[0], after[0])
+        assert same(dict(before[1]), dict(after[1]))
+    told = (run / "train.log").read_text()
+    assert "step 4 is skipped: the loss is not finite" in told
+    assert "step 6 is skipped: a gradient is not finite" in told
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "skipped_steps" in line] == [4, 6]
+    rates = [line["lr"] for line in lines if "lr" in line]
+    assert len(set(rates)) == STEPS  # the schedule goes on over skipped steps
+    files = sorted((run / "faults").iterdir())
+    assert [file.name for file in files] == [f"step={n:07d}_part=0_rank=0.safetensors" for n in (4, 6)]
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+    monkeypatch.undo()
+    losses = replay(run, files[0])  # the poison is gone: the batch itself is sound
+    assert 0 < losses["loss"] < 20
+    assert "4 images" in capsys.readouterr().out
+
+
+def test_all_processes_skip_together(store, tmp_path, monkeypatch):
+    poison(monkeypatch, {2: "loss"}, on_rank=1)
+    run = tmp_path / "run"
+    more = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert together(2, tmp_path / "2", lambda _: main(command(store, run, *more)), join=False) == [0, 0]
+    assert [f.name for f in (run / "faults").iterdir()] == ["step=0000003_part=0_rank=1.safetensors"]
+    state = torch.load(run / "checkpoints" / f"step={STEPS:07d}.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert {int(value["step"]) for value in state["optimizer_states"][0]["state"].values()} == {STEPS - 1}
+
+
+def test_too_many_in_a_row_end_the_run(store, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, dict.fromkeys(range(2, 9), "loss"))
+    assert main(command(store, tmp_path / "run", "--watch.skip_patience", "3")) == 2
+    assert "step 5: 3 steps in a row were skipped, the last because the loss is not finite" in capsys.readouterr().err
+
+
+def test_leaps_are_seen_and_nothing_else():
+    guard = Guard(spike=8.0)
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    losses = [float(3 * torch.exp(-step / 200 + 0.1 * noise[step])) for step in range(400)]
+    found = []
+    for step, loss in enumerate([*losses[:200], 40.0, *losses[200:]]):
+        if guard._leaps(loss):
+            found.append(step)
+        guard.history = [*guard.history, loss][-101:]
+    assert found == [200]
+    twin = Guard()
+    twin.load_state_dict(guard.state_dict())
+    assert twin.state_dict() == guard.state_dict()
+    negative = Guard()
+    negative.history = [-1.0 + 0.01 * (i % 7) for i in range(50)]
+    assert negative._leaps(0.5)
+    assert not negative._leaps(-0.95)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(UserError, match="skip_patience"):
+        Guard(patience=0)
