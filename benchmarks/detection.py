@@ -1,7 +1,7 @@
 """Does detection work, and what does pretraining buy: ``python -m benchmarks.detection OUT [--subjects 40]``.
 
-Synthetic lesions in synthetic subjects (:mod:`ssl_med.data.lesions`): a CNN pretrained on the training images by masked
-convolution, then fine-tuned on boxes, beside the same from scratch. Prints mAP and FROC of both on the test subjects.
+Synthetic lesions in synthetic subjects (:mod:`ssl_med.data.lesions`): a small ViT pretrained on the training images by
+MAE, then fine-tuned on boxes, beside the same from scratch. Prints mAP and FROC of both on the test subjects.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from ssl_med.verbs.pretrain import pretrain
 
 SCORES = ("map_10", "map_50", "froc", "sensitivity_at_1")
 PRETRAINING = {
-    "task.backbone.init_args.widths": [16, 32, 64],
-    "task.backbone.init_args.blocks": 1,
-    "task.mask_block": 8,
+    "task.backbone.init_args.patch": 4,
+    "task.backbone.init_args.embed_dim": 96,
+    "task.backbone.init_args.depth": 4,
+    "task.backbone.init_args.heads": 4,
+    "task.decoder_dim": 48,
+    "task.decoder_depth": 1,
+    "task.decoder_heads": 4,
     "data.crop": 32,
-    "data.batch_size": 8,
-    "data.num_workers": 0,
-    "learner.lr": 1e-3,
     "watch.probes": 0,
     "watch.health": 1,
     "watch.pictures": 1,
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", type=int, default=40)
-    parser.add_argument("--pretrain-steps", type=int, default=200)
+    parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--labels", type=int, help="labelled patients; all by default")
     parser.add_argument("--seeds", type=int, default=1)
@@ -44,7 +45,7 @@ def main() -> None:
     prepare(scans, store, columns={"boxes_mm": "tables/boxes.csv"})
     settings = {**PRETRAINING, "trainer.max_steps": given.pretrain_steps, "trainer.log_every_n_steps": 10}
     if not is_finished(base, settings):
-        pretrain("masked_conv_3d", store, base, settings)
+        pretrain("demo_mae_3d", store, base, settings)
     out, length = given.out / "finetune", {"trainer.max_steps": given.steps}
     found = finetune("demo_detect_3d", store, base, out, given.labels, given.seeds, compare=True, overrides=length)
     print("\n".join(lines(found)))

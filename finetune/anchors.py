@@ -40,8 +40,9 @@ def assign(
 
     Of every level the ``candidates`` anchors nearest to a box are looked at. Those are taken that overlap it by at
     least the mean plus the standard deviation of all candidates' IoU, and whose centre lies inside. An anchor that
-    several boxes want goes to the one it overlaps most. Other than in ATSS a box so small that it gets none takes its
-    best candidate, since lesions are often smaller than a cell.
+    several boxes want goes to the one it overlaps most. Two things differ from ATSS: the deviation is that of the
+    candidates themselves (divided by n, not n - 1; with two levels, one of which fits, the other would put the
+    threshold above the best candidate), and a box that gets none, being smaller than a cell, takes its best candidate.
 
     Args:
         boxes: of each image.
@@ -52,10 +53,11 @@ def assign(
     """
     if not boxes.shape[1]:
         return torch.full((len(boxes), len(anchors)), -1, device=boxes.device)
+    anchors = anchors.to(boxes.dtype)
     shared = iou(boxes, anchors)
     chosen = _nearest(boxes, anchors, level_sizes, candidates)
     among = shared.gather(2, chosen)
-    enough = among.mean(2) + (among.std(2) if among.shape[2] > 1 else 0)
+    enough = among.mean(2) + among.std(2, correction=0)
     taken = (among >= enough[..., None]) & _inside(boxes, centres(anchors)[chosen])
     best = torch.zeros_like(taken).scatter(2, among.argmax(2, keepdim=True), True)
     taken = (taken | (best & ~taken.any(2, keepdim=True))) & known[..., None]

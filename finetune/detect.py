@@ -156,7 +156,7 @@ class Detect(Tuned):
         return lines
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What each box that was told is worth, and how many there are, see :func:`finetune.detection_metrics.judge`."""
+        """What each found box is worth, and how many there are, see :func:`finetune.detection_metrics.judge`."""
         boxes, labels = batch["boxes"], batch["box_labels"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         return judge(prediction, boxes, labels, self.classes)
 

@@ -46,6 +46,7 @@ class MultiLabel(Tuned):
     """
 
     metric = "auroc"
+    answers = "finding_names"
     weights: Tensor
 
     def __init__(

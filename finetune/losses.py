@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid, one_hot
 
+from ssl_med.ops import ranks
+
 VoxelLoss = Literal["dice_ce", "dice_focal", "tversky", "tversky_ce", "focal", "ce"]
 _SMOOTH = 1e-5
 
@@ -63,7 +65,9 @@ def _sums(logits: Tensor, mask: Tensor, whole_batch: bool) -> tuple[Tensor, Tens
     truth = one_hot(mask[:, 0].clamp(min=0), logits.shape[1]).movedim(-1, 1) * known
     guess = logits.float().softmax(1) * known
     axes = tuple(range(2, logits.ndim)) if not whole_batch else (0, *range(2, logits.ndim))
-    sums = ((guess * truth).sum(axes), guess.sum(axes), truth.sum(axes))
+    sums = torch.stack([(guess * truth).sum(axes), guess.sum(axes), truth.sum(axes)])
+    if whole_batch:
+        sums = ranks.total(sums)
     return sums[0][..., 1:], sums[1][..., 1:], sums[2][..., 1:]
 
 
@@ -75,7 +79,7 @@ def voxel_focal(
     loss = cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
     if gamma:
         loss = loss * (-torch.expm1(-loss.clamp(min=1e-7))) ** gamma
-    return loss.sum() / (target >= 0).sum().clamp(min=1)
+    return loss.sum() / _per_process((target >= 0).sum())
 
 
 def voxel_loss(kind: VoxelLoss, logits: Tensor, mask: Tensor, batch_dice: bool = False) -> dict[str, Tensor]:
@@ -133,7 +137,7 @@ def class_loss(
     soft = (1 - smoothing) * targets + smoothing * known / targets.shape[1]
     scale = torch.ones_like(logs[0]) if weights is None else weights.float()
     factor = (-torch.expm1(logs.clamp(max=-1e-7))) ** gamma if gamma else 1.0
-    return -(scale * soft * factor * logs).sum() / (scale * targets).sum().clamp(min=1e-12)
+    return -(scale * soft * factor * logs).sum() / _per_process((scale * targets).sum())
 
 
 def log_prior(counts: Sequence[int]) -> Float[Tensor, " k"]:
@@ -178,4 +182,9 @@ def finding_loss(
         negative = -logsigmoid(-logits) * torch.sigmoid(logits) ** gamma_negative
     if positive_weight is not None:
         positive = positive * positive_weight
-    return (positive * there + negative * absent).sum() / (there | absent).sum().clamp(min=1)
+    return (positive * there + negative * absent).sum() / _per_process((there | absent).sum())
+
+
+def _per_process(count: Tensor) -> Tensor:
+    """What is known on one process in the mean of all: trainers average the losses of processes that know unevenly."""
+    return ranks.mean(count.float()).clamp(min=1e-12)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -66,6 +67,8 @@ class DenseHead(nn.Module):
         classes: number of classes, without background.
     """
 
+    step: Tensor
+
     def __init__(self, axes: int, width: int, depth: int, classes: int) -> None:
         super().__init__()
         self.what_tower, self.where_tower = (
@@ -77,11 +80,13 @@ class DenseHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
         nn.init.constant_(self.what.bias, -math.log(99.0))  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(self.where.bias)  # pyright: ignore[reportArgumentType]
+        # Faster R-CNN's weights 10 and 5: in 3D one step of Adam sums over so many inputs that boxes would explode
+        self.register_buffer("step", torch.tensor([0.1] * axes + [0.2] * axes), persistent=False)
 
     def forward(self, level: Float[Tensor, "b width *grid"]) -> tuple[Float[Tensor, "b m k"], Float[Tensor, "b m c"]]:
         """Logits of the classes and moves of the anchor, cell by cell, in full precision."""
         what, where = self.what(self.what_tower(level)), self.where(self.where_tower(level))
-        return what.flatten(2).transpose(1, 2).float(), where.flatten(2).transpose(1, 2).float()
+        return what.flatten(2).transpose(1, 2).float(), where.flatten(2).transpose(1, 2).float() * self.step
 
 
 def level_strides(own: Sequence[tuple[int, ...]], finest: int, levels: int) -> list[tuple[int, ...]]:

@@ -14,6 +14,7 @@ from finetune.tuned import Tuned
 from finetune.tuning import Preset, Tuning
 from ssl_med.backbones import Backbone
 from ssl_med.errors import UserError
+from ssl_med.ops import ranks
 from ssl_med.tasks import Choice, Plan
 from ssl_med.transforms import Views
 from ssl_med.types import Batch, Losses
@@ -41,6 +42,7 @@ class Regress(Tuned):
     """
 
     metric = "r2"
+    answers = "value"
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Regress(Tuned):
         known = torch.isfinite(value)
         value = torch.where(known, value, guess.detach())
         each = (mse_loss if self.loss == "mse" else huber_loss)(guess, value, reduction="none")
-        return {"loss": (each * known).sum() / known.sum().clamp(min=1)}
+        return {"loss": (each * known).sum() / ranks.mean(known.sum().float()).clamp(min=1e-12)}
 
     def predict(self, batch: Batch) -> Tensor:
         """Numbers (b, 1) in the units of the data, averaged over windows that cover the image."""

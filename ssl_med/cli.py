@@ -11,12 +11,12 @@ from ssl_med.errors import Stopped, UserError
 Add = Callable[[argparse.ArgumentParser], None]
 
 
-def _place(p: argparse.ArgumentParser, name: str, text: str) -> None:
+def _place(p: argparse.ArgumentParser, name: str, text: str, action: Any = None) -> None:
     """An option for a folder that an environment variable may give: ``SSL_MED_DATA``, ``SSL_MED_OUT``."""
     variable = f"SSL_MED_{name.removeprefix('--').upper()}"
     given, text = os.environ.get(variable), f"{text}; default: {variable}"
     if name.startswith("--"):
-        p.add_argument(name, default=given, required=not given, help=text)
+        p.add_argument(name, default=given, required=not given, help=text, **({"action": action} if action else {}))
     else:
         p.add_argument(name, default=given, nargs="?" if given else None, help=text)
 
@@ -50,13 +50,28 @@ def _prepare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--spacing", type=_spacings, help="mm to resample to: one number, or z,y,x with 0 to keep an axis")
     p.add_argument("--order", type=int, choices=[0, 1, 3], default=1, help="of that interpolation; default: 1")
     p.add_argument("--orientation", default="RAS", help="of volumes; default: RAS")
+    kinds = ["fine_grained", "spectral_residual", "gradient", "entropy", "foreground"]
+    p.add_argument(
+        "--saliency", choices=kinds, default="", help="store a saliency map of every image, for SSiT and MAE"
+    )
     p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
     p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")
 
 
+class _Several(argparse.Action):
+    """An option that can be repeated: what it was given becomes one text with commas."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        given = [] if getattr(namespace, self.dest) is self.default else [getattr(namespace, self.dest)]
+        setattr(namespace, self.dest, ",".join([*given, values]))
+
+
 def _training(p: argparse.ArgumentParser, kind: str) -> None:
     p.add_argument("config", help=f"short name of a shipped {kind} config, or a path")
-    _place(p, "--data", "store, as written by prepare")
+    if kind == "pretraining":
+        _place(p, "--data", "store, as written by prepare; several with commas between them, or repeated", _Several)
+    else:
+        _place(p, "--data", "store, as written by prepare")
     _place(p, "--out", "folder of the run; repeat the command to resume")
     ways = ["auto", "must", "never", "force"]
     p.add_argument("--resume", choices=ways, default="auto", help="force: under another config; default: auto")

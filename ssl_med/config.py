@@ -59,7 +59,9 @@ def load_config(name: str, kind: str, overrides: Mapping[str, Any] | None = None
 
 
 def override(config: Config, dotted: str, value: Any) -> None:
-    """Set one value; ``init_args`` may be left out of the name. A new ``class_path`` keeps the arguments that fit it.
+    """Set one value; ``init_args`` may be left out of the name, and a number names an entry of a list.
+
+    A new ``class_path`` keeps the arguments that fit it.
 
     Raises:
         UserError: the name leads through something that is no section.
@@ -68,6 +70,8 @@ def override(config: Config, dotted: str, value: Any) -> None:
     place: Any = config
     for name in parents:
         place = _step(place, name, dotted)
+    if isinstance(place, list):
+        raise UserError(f"--{dotted}: name a setting of an entry of this list, such as {'.'.join(parents)}.0.{last}")
     if "class_path" in place and last not in ("class_path", "init_args"):
         place = place.setdefault("init_args", {})
     if last == "class_path" and isinstance(place.get("init_args"), dict):
@@ -80,12 +84,16 @@ def override(config: Config, dotted: str, value: Any) -> None:
 
 
 def _step(place: Any, name: str, dotted: str) -> Any:
+    if isinstance(place, list):
+        if not name.isdigit() or int(name) >= len(place) or not isinstance(place[int(name)], dict):
+            raise UserError(f"--{dotted}: {name!r} is no section of a list of {len(place)}, counted from 0")
+        return place[int(name)]
     if "class_path" in place and name not in place:
         place = place.setdefault("init_args", {})
     inner = place.setdefault(name, {})
     if inner is None:
         inner = place[name] = {}
-    if not isinstance(inner, dict):
+    if not isinstance(inner, dict | list):
         raise UserError(f"--{dotted}: {name!r} is a value, not a section")
     return inner
 
@@ -99,7 +107,6 @@ def check_sections(config: Config) -> None:
     from pytorch_lightning import Trainer
 
     from ssl_med.callbacks.settings import Watching
-    from ssl_med.data.intensity import check_policy
     from ssl_med.data.module import StoreData
     from ssl_med.learner import Learner
     from ssl_med.tasks import Task
@@ -111,8 +118,8 @@ def check_sections(config: Config) -> None:
     if not isinstance(config.get("task"), dict) or "class_path" not in config["task"]:
         raise UserError("config needs a section 'task' with a class_path, such as ssl_med.tasks.MAE")
     trainer = [a for a in arguments(Trainer) if a not in RESERVED]
+    check_data(config.get("data") or {}, arguments(StoreData))
     for section, valid in (
-        ("data", arguments(StoreData)),
         ("learner", arguments(Learner)),
         ("trainer", trainer),
         ("watch", arguments(Watching)),
@@ -121,9 +128,34 @@ def check_sections(config: Config) -> None:
         for key in config.get(section) or {}:
             if key not in valid:
                 raise UserError(f"{section}.{key}: there is no such setting; {nearest(key, valid)}")
-    if isinstance(intensity := (config.get("data") or {}).get("intensity", "auto"), str):
-        check_policy(intensity)
     check(config["task"], "task", Task)
+
+
+def check_data(section: Config, valid: list[str]) -> None:
+    """Refuse what no store takes, in the settings of all stores and in those of each (``stores``).
+
+    Args:
+        section: ``data`` of a config.
+        valid: settings of a store.
+
+    Raises:
+        UserError: an unknown setting, or one that stands in both places.
+    """
+    from ssl_med.data.intensity import check_policy
+
+    own = section.get("stores") or []
+    if not isinstance(own, list) or not all(isinstance(settings, dict) for settings in own):
+        raise UserError("data.stores: expected a list with the settings of each store, such as [{crop: 224}]")
+    shared = {name: value for name, value in section.items() if name != "stores"}
+    places = [("data", shared), *((f"data.stores.{n}", settings) for n, settings in enumerate(own))]
+    for place, settings in places:
+        for name, value in settings.items():
+            if name not in valid:
+                raise UserError(f"{place}.{name}: there is no such setting; {nearest(name, [*valid, 'stores'])}")
+            if settings is not shared and name in shared:
+                raise UserError(f"data.{name} is set for all stores and in {place} too: leave one out")
+            if name == "intensity" and isinstance(value, str):
+                check_policy(value)
 
 
 RESERVED = (
@@ -150,4 +182,11 @@ def difference(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = [*old, *[n for n in new if n not in old]]
         return [line for n in names for line in difference(old.get(n), new.get(n), f"{where}.{n}" if where else str(n))]
+    if _are_sections(old) and _are_sections(new) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for n, (a, b) in pairs for line in difference(a, b, f"{where}.{n}")]
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)

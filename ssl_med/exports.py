@@ -58,7 +58,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def find_export(folder: str | Path) -> Path:
-    """The folder of an export: itself, or ``exports/<name>`` of a run.
+    """The folder of an export: itself, ``exports/<name>`` of a run, or the one that ``ssl-med export`` made in it.
 
     Raises:
         UserError: none, or several.
@@ -67,6 +67,7 @@ def find_export(folder: str | Path) -> Path:
     if (folder / "card.json").is_file():
         return folder
     found = sorted(path.parent for path in folder.glob("exports/*/card.json"))
+    found = found or sorted(path.parent for path in folder.glob("*/card.json"))
     if len(found) == 1:
         return found[0]
     what = (

@@ -2,34 +2,42 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
 
 from ssl_med import __version__
-from ssl_med.backbones import Backbone
 from ssl_med.callbacks import Saving, Signals, newest_whole, remove_leftovers
 from ssl_med.callbacks.settings import Watching
 from ssl_med.callbacks.signals import leave_together, quiet_lightning, release_children, set_timeout
 from ssl_med.config import RESERVED, Config
-from ssl_med.data.manifest import LOCK, fingerprint, read_lock
+from ssl_med.data.ledger import mark_start
 from ssl_med.data.module import StoreData
+from ssl_med.data.sections import data_of, folders_of, joined, sections_of
+from ssl_med.data.store import summary_of
 from ssl_med.errors import Stopped, UserError
-from ssl_med.exports import export
 from ssl_med.learner import Learner
 from ssl_med.memory import out_of_memory
 from ssl_med.recipe import instantiate, locate, new_parser, parse, public_path
 from ssl_med.reporting import progress_png, report
+from ssl_med.run_data import (
+    Data,
+    backbone_of,
+    check_fit,
+    export_task,
+    lock_data,
+    targets_of,
+    trainer_settings,
+)
 from ssl_med.run_folder import LEDGER, Resume, RunFolder, versions, write_quarantine
 from ssl_med.run_log import LOG, run_log
 from ssl_med.sharding import strategy_of
-from ssl_med.tasks import Choice, Plan, PretextTask, SupervisedTask, Task
+from ssl_med.tasks import Choice, Plan, Task
 from ssl_med.weights import Start, as_start, start_from
 
 WEIGHTS = "weights.json"
@@ -52,8 +60,12 @@ def build_parser() -> Any:
     return parser
 
 
-def resolve(config: Config, folder: str) -> tuple[Config, Any]:
+def resolve(config: Config, data: str | Path | Sequence[str]) -> tuple[Config, Any]:
     """All settings with their defaults as plain data, and the parser that knows how to build them.
+
+    Args:
+        config: see :func:`ssl_med.config.load_config`.
+        data: the store, or several, see :func:`ssl_med.data.sections.folders_of`.
 
     Raises:
         UserError: a wrong type, a class that does not fit, or no number of steps.
@@ -61,13 +73,22 @@ def resolve(config: Config, folder: str) -> tuple[Config, Any]:
     parser = build_parser()
     trainer = {"precision": best_precision(), "devices": 1, **(config.get("trainer") or {})}
     seed = config.get("seed", 0)
-    data = {"seed": seed, **(config.get("data") or {}), "folder": str(folder)}
+    given = {"seed": seed, **(config.get("data") or {})}
     if not isinstance(trainer.get("max_steps"), int) or trainer["max_steps"] < 1:
         raise UserError(
             f"trainer.max_steps: {trainer.get('max_steps')!r} is no number of steps: every schedule needs it"
         )
-    parsed = parse(parser, {**config, "trainer": trainer, "data": data})
-    return yaml.safe_load(parser.dump(parsed, skip_unset=False)), parser
+    plain = []
+    for section in sections_of(given, folders_of(data)):
+        parsed = parse(parser, {**config, "trainer": trainer, "data": section})
+        plain.append(yaml.safe_load(parser.dump(parsed, skip_unset=False)))
+    return {**plain[0], "data": joined([one["data"] for one in plain], given)}, parser
+
+
+def built_of(parser: Any, resolved: Config) -> Any:
+    """The objects of resolved settings, without their data."""
+    data = resolved["data"]
+    return instantiate(parser, {**resolved, "data": data.get("stores", [data])[0]})
 
 
 def best_precision() -> str:
@@ -80,14 +101,19 @@ def best_precision() -> str:
 
 
 def fit(
-    kind: str, config: Config, data: str, out: str | Path, resume: Resume = "auto", overwrite: bool = False
+    kind: str,
+    config: Config,
+    data: str | Path | Sequence[str],
+    out: str | Path,
+    resume: Resume = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Train what a config says on a store, and export what is worth keeping.
 
     Args:
         kind: ``pretrain`` or ``finetune``.
         config: checked, see :func:`ssl_med.config.load_config`.
-        data: the store.
+        data: the store; or several, as a list or with commas between them.
         out: folder of the run.
         resume, overwrite: see :class:`ssl_med.run_folder.RunFolder`.
 
@@ -97,9 +123,9 @@ def fit(
     _quiet()
     resolved, parser = resolve(config, data)
     pl.seed_everything(resolved["seed"], verbose=False)
-    module = StoreData(**resolved["data"])
+    module = data_of(resolved["data"])
     chosen = settle(resolved, module)
-    built = instantiate(parser, resolved)
+    built = built_of(parser, resolved)
     check_fit(backbone_of(built.task), module)
     folder = RunFolder(out, resolved, resume, overwrite)
     try:
@@ -109,6 +135,7 @@ def fit(
             module.ledger = folder.path / LEDGER
             if folder.leads:
                 lock_data(module, folder.path)
+                mark_start(module.ledger, folder.read_state().get("step", 0))
             _train(kind, built, module, resolved, folder)
             if folder.leads:
                 report(folder.path)
@@ -117,29 +144,14 @@ def fit(
     return folder.path
 
 
-def lock_data(module: StoreData, folder: Path) -> None:
-    """Write which images a run uses; a run that goes on must find the same ones.
-
-    Raises:
-        UserError: the store has been prepared again with other images since the run began.
-    """
-    rows = module.rows("train")
-    if not (folder / LOCK).is_file():
-        module.store.lock(folder, rows)
-    elif read_lock(folder / LOCK)[1]["fingerprint"] != fingerprint(rows):
-        raise UserError(
-            f"{module.folder} has other training images than when the run in {folder} began, so positions in the order "
-            "mean other images now; begin anew with --overwrite, or give another --out"
-        )
-
-
-def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
+def settle(resolved: Config, module: Data) -> dict[str, Choice]:
     """Fill the task's settings that were left open, in place; returns them with their reasons."""
     place = resolved["task"]
     arguments = place["init_args"]
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
-    plan = Plan(len(module.rows("train")), size * parts, steps, size, targets_of(module))
+    images = sum(len(part.rows("train")) for part in module.parts)
+    plan = Plan(images, size * parts, steps, size, targets_of(module.parts[0]))
     offered = locate(place["class_path"], "task").choose(arguments, plan)
     chosen = {}
     for name, choice in offered.items():
@@ -153,39 +165,7 @@ def settle(resolved: Config, module: StoreData) -> dict[str, Choice]:
     return chosen
 
 
-def targets_of(module: StoreData) -> np.ndarray | None:
-    """Classes, findings or numbers of the labelled training images, see :class:`ssl_med.tasks.Plan`."""
-    rows = module.rows("train")
-    if module.targets in ("label", "value"):
-        return rows.column(module.targets)
-    return np.array([row.labels for row in rows]) if module.targets == "labels" else None
-
-
-def backbone_of(task: Task) -> Backbone:
-    """The backbone that a task trains."""
-    backbone = task.exports()["backbone"] if isinstance(task, PretextTask) else getattr(task, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        raise UserError(f"{type(task).__name__} has no part named backbone")
-    return backbone
-
-
-def check_fit(backbone: Backbone, module: StoreData) -> None:
-    """Refuse data that the backbone cannot take.
-
-    Raises:
-        UserError: other axes or channels, or a crop that is no multiple of the patch or the coarsest stride.
-    """
-    store, name = module.store, type(backbone).__name__
-    if (backbone.spatial_dims, backbone.in_channels) != (store.spatial_dims, module.channels):
-        raise UserError(
-            f"backbone: {name} takes {backbone.spatial_dims}D images with {backbone.in_channels} channels, "
-            f"{module.folder} gives {store.spatial_dims}D with {module.channels} (data.intensity: {module.intensity})"
-        )
-    if any(size % step for size, step in zip(module.crop, backbone.multiple(), strict=True)):
-        raise UserError(f"data.crop: {module.crop} must be a multiple of {list(backbone.multiple())} for {name}")
-
-
-def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: RunFolder) -> None:
+def _train(kind: str, built: Any, module: Data, resolved: Config, folder: RunFolder) -> None:
     if folder.leads:
         remove_leftovers(folder.path / "checkpoints")
     checkpoint = newest_whole(folder.path / "checkpoints") if folder.resumes else None
@@ -193,7 +173,7 @@ def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: R
     learner = Learner(built.task, **_learner_arguments(resolved, begun_with))
     step = 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
     signals = Signals()
-    trainer = _trainer(kind, resolved["trainer"], built.watch, folder, step, signals)
+    trainer = _trainer(kind, trainer_settings(resolved["trainer"], module), built.watch, folder, step, signals)
     facts = _facts(kind, learner.task, module, trainer, resolved) | begun_with
     folder.write_state(**facts, status="running", step=step)
     if folder.leads:
@@ -217,7 +197,7 @@ def _train(kind: str, built: Any, module: StoreData, resolved: Config, folder: R
         _finish(task, module, folder, facts, trainer.global_step)
 
 
-def _run(trainer: pl.Trainer, learner: Learner, module: StoreData, checkpoint: Path | None) -> bool:
+def _run(trainer: pl.Trainer, learner: Learner, module: Data, checkpoint: Path | None) -> bool:
     """Train; false when the run was asked to stop before its last step."""
     try:
         trainer.fit(learner, datamodule=module, ckpt_path=checkpoint, weights_only=True)
@@ -226,7 +206,7 @@ def _run(trainer: pl.Trainer, learner: Learner, module: StoreData, checkpoint: P
     except UserError as error:  # one from a loader process comes with the traceback of that process around it
         raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
     except (MemoryError, RuntimeError) as error:
-        raise out_of_memory(error, learner, module, trainer) or module.explain(error) or error from error
+        raise out_of_memory(error, learner, module.parts[0], trainer) or module.explain(error) or error from error
     return trainer.global_step >= trainer.max_steps
 
 
@@ -306,7 +286,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def _facts(kind: str, task: Task, module: StoreData, trainer: pl.Trainer, resolved: Config) -> dict[str, Any]:
+def _facts(kind: str, task: Task, module: Data, trainer: pl.Trainer, resolved: Config) -> dict[str, Any]:
     backbone = backbone_of(task)
     return {
         "kind": kind,
@@ -322,44 +302,15 @@ def _facts(kind: str, task: Task, module: StoreData, trainer: pl.Trainer, resolv
         "seed": resolved["seed"],
         "batch_size": module.batch_size * trainer.accumulate_grad_batches,
         "device": trainer.strategy.root_device.type,
+        "threads": torch.get_num_threads(),
         "precision": str(resolved["trainer"]["precision"]),
-        "data": module.store.summary(module.rows("train")),
+        "data": summary_of([(part.store, part.rows("train")) for part in module.parts]),
     }
 
 
-def _finish(task: Task, module: StoreData, folder: RunFolder, facts: dict[str, Any], step: int) -> None:
+def _finish(task: Task, module: Data, folder: RunFolder, facts: dict[str, Any], step: int) -> None:
     folder.write_state(step=step)
     export_task(task, module, folder.path / "exports", facts | {"seconds": folder.state["seconds"]})
     progress_png(folder.path)
     write_quarantine(folder.path)
     folder.write_state(status="finished")  # last: a kill before leaves a run that goes on and exports
-
-
-def export_task(task: Task, module: StoreData, folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """Write what a task leaves: a backbone (and more) after pretraining, the whole task after fine-tuning."""
-    training = {
-        k: facts[k] for k in ("task", "steps", "batch_size", "seed", "precision", "seconds", "version") if k in facts
-    }
-    card = {"input": input_facts(module), "training": training, "data": facts["data"]}
-    task.eval()
-    if isinstance(task, PretextTask):
-        return [export(task.exports(), folder / "backbone", card)]
-    if isinstance(task, SupervisedTask):
-        return [export({"task": task.merged()}, folder / "task", card)]
-    return []
-
-
-def input_facts(module: StoreData) -> dict[str, Any]:
-    """What an image must look like to be understood: axes, channels, crop, intensity rule, spacing seen in training."""
-    spacing = module.spacing or np.quantile(module.rows("train").lengths("spacing"), 0.5, 0, method="lower").tolist()
-    return {
-        "spatial_dims": module.store.spatial_dims,
-        "channels": module.channels,
-        "crop": module.crop,
-        "intensity": module.intensity,
-        "median_spacing_mm": [round(s, 4) for s in spacing],
-        "fixed_spacing_mm": module.spacing,
-        "prepared": {name: module.store.facts.get(name) for name in ("spacing", "orientation", "order")},
-        "class_names": module.store.class_names,
-        "box_names": module.store.facts.get("box_names") or [],
-    }

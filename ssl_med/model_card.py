@@ -102,7 +102,8 @@ def _front(card: Mapping[str, Any]) -> list[str]:
     """Lines that a hub reads."""
     known = card["licence"]["weights"] if "licence" in card else NOT_STATED
     tags = ["medical-imaging", "self-supervised-learning"]
-    licensed = f"license: {'other' if known == NOT_STATED else known.lower()}"
+    is_name = known != NOT_STATED and re.fullmatch(r"[\w.+-]+", known)  # terms in words stand below
+    licensed = f"license: {known.lower() if is_name else 'other'}"
     extra = [f"{key}: {value}" for key, value in ((card.get("client") or {}).get("front") or {}).items()]
     return ["---", licensed, *extra, "tags:", *[f"- {tag}" for tag in tags], "---", ""]
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any, Literal, TextIO
 import yaml
 
 from ssl_med.config import Config, difference
+from ssl_med.data.ledger import images_left_out
 from ssl_med.errors import UserError
 from ssl_med.files import write_json, write_whole
 
@@ -85,7 +87,8 @@ class RunFolder:
 
     def _foreign(self) -> bool:
         """Something lies here that is not left by a start that failed or was killed before the run began."""
-        names = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
+        found = {item.name for item in self.path.iterdir()} if self.path.exists() else set()
+        names = {re.sub(r"^(\.?manifest)\.\d+\.lock$", r"\1.lock", name) for name in found}  # one of each store
         return bool(names) and (".lock" not in names or not names <= _OF_A_START)
 
     def read_state(self) -> dict[str, Any]:
@@ -113,7 +116,7 @@ class RunFolder:
             raise UserError(f"{self.path} holds a run already. {_WAYS}")
         saved = yaml.safe_load((self.path / "config.yaml").read_text())
         changed = difference(saved, self.config)
-        drift = [*[line for line in changed if not line.startswith(_SAFE)], *_other_code(state)]
+        drift = [*[line for line in changed if not _of_all_stores(line).startswith(_SAFE)], *_other_code(state)]
         if drift and resume != "force":
             said = "; ".join(drift[:5])
             raise UserError(
@@ -126,7 +129,8 @@ class RunFolder:
 
     def _note_changes(self, state: dict[str, Any], changed: list[str]) -> None:
         """What is different from here on stays in ``run.json``; where the data lie is nobody's business."""
-        told = [line for line in changed if not line.startswith("data.folder")]
+        told = [line for line in changed if not _of_all_stores(line).startswith("data.folder")]
+        told = ["data.stores: other stores" if line.startswith("data.stores:") else line for line in told]
         if told:
             note = {"step": state.get("step", 0), "at": time.strftime("%Y-%m-%dT%H:%M:%S"), "changed": told}
             state["changes"] = [*state.get("changes", []), note]
@@ -161,13 +165,16 @@ def write_quarantine(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    ledger = folder / LEDGER
-    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    reasons = {line["id"]: line["reason"] for line in lines}  # each loader process meets an image for itself
+    reasons = images_left_out(folder / LEDGER)  # each loader process meets an image for itself
     table = pa.table(
         {"id": list(reasons), "reason": list(reasons.values())}, pa.schema([("id", "string"), ("reason", "string")])
     )
     pq.write_table(table, folder / "quarantine.parquet")
+
+
+def _of_all_stores(line: str) -> str:
+    """A line of :func:`~ssl_med.config.difference` about one of several stores, as it were about the only one."""
+    return re.sub(r"^data\.stores\.\d+\.", "data.", line)
 
 
 def is_leader() -> bool:

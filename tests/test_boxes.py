@@ -19,6 +19,7 @@ from ssl_med.data.readers import read
 from ssl_med.data.record import Unreadable
 from ssl_med.data.settings import Settings, regrid
 from ssl_med.data.store import Store
+from ssl_med.data.subsets import _class
 from ssl_med.errors import UserError
 from ssl_med.ops.random import sample_keys
 from ssl_med.transforms import Affine, Flip, RandomResizedCrop, Rotate90, SpatialTransform
@@ -110,6 +111,7 @@ def test_boxes_of_a_table_of_their_own(tmp_path):
     first, second = find_images(tmp_path, columns=columns)
     assert first.boxes == (5, 6, 12, 14, 1, 0, 0, 2, 2, 0)
     assert second.boxes == ()
+    assert second.boxed  # the table of images has it, and the table of boxes none of it
     path.write_text("image,x,y,w\n0.png,5,6,7\n")
     with pytest.raises(UserError, match=r"expected image, x, y, w, h, class"):
         BoxTable(path)
@@ -137,10 +139,44 @@ def test_a_coco_file(tmp_path):
     assert layout.name == "COCO instances.json: 3 images, 2 boxes"
     assert layout.box_names == ("calcification", "mass")
     assert [record.boxes for record in records] == [(4, 5, 14, 17, 1), (), (0, 0, 40, 30, 0)]
+    assert all(record.boxed for record in records)
     build_store(records, tmp_path / "store", [], say=lambda text: None, box_names=layout.box_names)
     store = Store(tmp_path / "store")
     assert sorted(row.boxes for row in store.rows) == [[], [0, 0, 30, 40, 0], [5, 4, 17, 14, 1]]
     assert store.facts["box_names"] == ["calcification", "mass"]
+
+
+def pictures_with(tmp_path, *cells):
+    """A store of pictures with a column of boxes; the cells, for training, and ``[]`` and an empty one for the test."""
+    lines = [(cell, "train") for cell in cells] + [("[]", "test"), ("", "test")]
+    for number in range(len(lines)):
+        pixels = np.random.default_rng(number).integers(0, 255, (30, 40), np.uint8)
+        Picture.fromarray(pixels).save(tmp_path / f"{number}.png")
+    rows = [[f"{number}.png", split, cell] for number, (cell, split) in enumerate(lines)]
+    table(tmp_path, ["image", "split", "b"], *rows)
+    records = list(find_images(tmp_path, columns={"boxes": "b"}))
+    build_store(records, tmp_path / "store", [], say=lambda text: None)
+    return StoreData(str(tmp_path / "store"), 16, 2, targets="boxes", foreground=0.5)
+
+
+def test_images_that_are_known_to_have_no_box_are_learned_from(tmp_path):
+    data = pictures_with(tmp_path, "[[4, 5, 10, 12, 1], [1, 1, 3, 3, 0]]", "[]", "")
+    rows = data.rows("train")
+    assert sorted(len(row.boxes) for row in rows) == [0, 10]
+    assert [row.boxed for row in data.store.rows].count(False) == 2  # of an empty cell nothing is known
+    batch = data.crops().__getitems__([0, 1])
+    assert batch["boxes"].shape == (2, 2, 4)
+    empty = [row.id for row in rows if not row.boxes]
+    assert batch["box_labels"][batch["id"].index(empty[0])].tolist() == [-1, -1]
+    test = next(iter(data.whole("test", [1, 1])))
+    assert test["boxes"].shape == (1, 0, 4)
+    assert test["box_labels"].shape == (1, 0)
+    assert sorted(_class(row) for row in rows) == [0, 1]
+
+
+def test_images_without_any_box_alone_cannot_be_learned_from(tmp_path):
+    with pytest.raises(UserError, match="no image with a boxes in split 'train'"):
+        pictures_with(tmp_path, "[]", "").rows("train")
 
 
 def test_boxes_of_whole_images_are_in_voxels_of_the_batch(tmp_path):

@@ -188,3 +188,42 @@ def test_the_exit_code_tells(folder, capsys):
     (folder / "extra.txt").write_text("hello")
     assert main(["card", "check", str(folder)]) == 1
     assert "error  extra.txt: is not in the card" in capsys.readouterr().out
+
+
+def test_the_folder_that_export_made_is_taken_for_the_export_in_it(exported, tmp_path, capsys):
+    assert main(["card", "check", str(exported.parent)]) == 0
+    command = ["export", str(exported.parent), "--out", str(tmp_path / "bundle"), "--to", "monai", "--license", "MIT"]
+    assert main(command) == 0
+    assert card_of(tmp_path / "bundle")["licence"] == {"code": "Apache-2.0", "weights": "MIT", "data": "CC0"}
+    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert metadata["copyright"] == "Weights: MIT"
+    capsys.readouterr()
+
+
+def test_a_card_tells_the_step_of_its_weights_and_no_later_results(run, tmp_path):
+    import shutil
+
+    early = tmp_path / "early"
+    shutil.copytree(run, early)
+    whole = early / "checkpoints" / "step=0000002.ckpt"
+    state = torch.load(whole, weights_only=True)
+    torch.save({**state, "global_step": 1}, early / "checkpoints" / "step=0000001.ckpt")
+    digest = hashlib.sha256((early / "checkpoints" / "step=0000001.ckpt").read_bytes()).hexdigest()
+    (early / "checkpoints" / "step=0000001.ckpt.sha256").write_text(digest)
+    with (early / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "health/late": 1.0}\n')
+    command = ["export", str(early), "--out", str(tmp_path / "out"), "--license", "see: LICENCE", "--checkpoint"]
+    assert main([*command, str(early / "checkpoints" / "step=0000001.ckpt")]) == 0
+    card = card_of(tmp_path / "out" / "backbone")
+    assert (card["training"]["steps"], card["training"]["planned_steps"], card["training"]["threads"]) == (1, 2, 1)
+    assert "health/late" not in card["results"]
+    assert "license: other\n" in (tmp_path / "out" / "backbone" / "README.md").read_text()
+
+
+def test_a_program_is_checked_without_being_run(tmp_path, folder, monkeypatch):
+    written = convert(folder, tmp_path / "pt2", "torch_export")
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("a program was opened"))
+    assert errors(written) == []
+    (written / "model.pt2").write_bytes(b"no archive")
+    seal(written, {name: value for name, value in card_of(written).items() if name != "files"})
+    assert errors(written) == ["weights: do not load: model.pt2 is no whole archive"]

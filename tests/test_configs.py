@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_med.backbones.shared_vit import of_rank
 from ssl_med.config import find_config, load_config, short_names
 from ssl_med.fit import resolve
 from ssl_med.recipe import arguments, build, locate
@@ -29,14 +30,17 @@ def test_the_two_lists_hold_the_documented_names():
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_pretraining_configs(name):
     config = load_config(name, "pretrain")
-    resolved, _ = resolve(config, "store")
+    stores = config["data"].get("stores", [config["data"]])
+    resolved, _ = resolve(config, ["store"] * len(stores))
     task = task_of(config, PretextTask)
     backbone = task.exports()["backbone"]
-    crop = config["data"]["crop"]
-    crop = [crop] * backbone.spatial_dims if isinstance(crop, int) else crop
-    assert all(size % step == 0 for size, step in zip(crop, backbone.multiple(), strict=True))
+    kinds = [of_rank(backbone, axes) for axes in (2, 3)] if len(stores) > 1 else [backbone]
+    for store, kind in zip(stores, kinds, strict=True):
+        crop = store["crop"]
+        crop = [crop] * kind.spatial_dims if isinstance(crop, int) else crop
+        assert all(size % step == 0 for size, step in zip(crop, kind.multiple(), strict=True))
     assert resolved["trainer"]["max_steps"] >= 1
-    assert str(backbone.spatial_dims) + "d" in name
+    assert len(stores) > 1 or str(backbone.spatial_dims) + "d" in name
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -51,6 +55,7 @@ def test_finetuning_configs(name):
     resolve(config, "store")
     built = task_of(config, SupervisedTask)
     kinds = {"mask": ["dice"], "label": ["balanced_accuracy", "quadratic_kappa"], "labels": ["auroc"], "value": ["r2"]}
+    kinds["boxes"] = ["map_10"]
     targets = config["data"]["targets"]
     assert built.metric in kinds[targets]
     assert targets != "mask" or config["data"]["foreground"] >= 0.33

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 from stores import pictures, store_of, volumes
+from timm.models import VisionTransformer
 
 from ssl_med.cli import main
+from ssl_med.config import load_config
 from ssl_med.data.store import Store
 from ssl_med.errors import UserError
+from ssl_med.exports import read_card
+from ssl_med.verbs.arms import arm_config
+from ssl_med.verbs.finetune import ARMS
 from ssl_med.verbs.groups import groups_of_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:No positive samples|No negative samples")
@@ -170,6 +176,47 @@ def test_identical_arms_are_no_difference(work):
     assert (entry["mean"], entry["low"], entry["high"], entry["p"], entry["shown"]) == (0, 0, 0, 1, False)
 
 
+def test_weights_of_somebody_else_are_an_arm_with_their_own_positions(work, capsys):
+    """A ViT as timm saves it, with a table of positions; its name does not make it a vote."""
+    recipe = read_card(work / "base")["parts"]["backbone"]["init_args"]
+    made = {"embed_dim": recipe["embed_dim"], "depth": recipe["depth"], "num_heads": recipe["heads"]}
+    model = VisionTransformer(img_size=24, patch_size=recipe["patch"][0], in_chans=1, num_classes=3, **made)
+    save_file(model.state_dict(), work / "timm.safetensors")
+    run(*command(work, "foreign", "--arms", "scratch", "--arm", f"knn_timm={work / 'timm.safetensors'}", *FOUR))
+    assert "knn_timm: weights of somebody else fill 100.0% of the backbone's parameters" in capsys.readouterr().out
+    found = read(work / "foreign" / "curve.json")
+    assert {entry["arm"]: entry["steps"] for entry in found["compute"]} == {"scratch": 2, "knn_timm": 2}
+    assert "knn_timm: what these weights have seen is not known" in found["leakage"]
+    assert str(work) not in json.dumps(found)
+
+
+FOUR = ("--labels", "4", *ONCE)
+
+
+def test_how_often_validation_chooses_is_part_of_a_run(work, whole, capsys):
+    asked = [*command(work, "whole", *SCRATCH), "--dry_run"]
+    run(*asked)
+    assert "0 to do" in capsys.readouterr().out
+    run(*asked, "--watch.validate", 2)
+    assert "2 to do" in capsys.readouterr().out
+
+
+def test_random_weights_are_not_slowed_by_what_protects_good_ones(work):
+    base = load_config("smoke/classify", "finetune", {"learner.layer_decay": 0.5})
+    rates = [arm_config(base, str(work / "store"), str(work / "base"), arm, 4, 0)["learner"] for arm in ARMS]
+    assert [rate["layer_decay"] for rate in rates] == [0.5, 1.0]
+
+
+def test_an_image_in_training_and_test_stops_the_study(work, tmp_path, capsys):
+    shutil.copytree(work / "scans", tmp_path / "scans")
+    shutil.copy(next((tmp_path / "scans" / "train" / "left").iterdir()), tmp_path / "scans" / "test" / "left" / "a.png")
+    store_of(tmp_path / "scans", tmp_path / "store")
+    asked = [*command(work, "shared", "--arms", "scratch", *FOUR), "--data", tmp_path / "store", "--dry_run"]
+    assert main([str(part) for part in asked]) == 2
+    assert "train: 1 test images are in train too, voxel by voxel" in capsys.readouterr().err
+    run(*asked, "--allow_overlap")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -181,6 +228,9 @@ def test_identical_arms_are_no_difference(work):
         (("--floor", "ridge=high"), "must be a number"),
         (("--data.labels", 3), "use --labels"),
         (("--draws", 0), "at least one"),
+        (("--processes", 0), "at least one process"),
+        (("--arm", "a=x", "--arm", "a=y"), "given twice"),
+        (("--arm", "a=/nowhere.pt"), "is neither a file nor a folder"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_runs(work, capsys, more, message):
@@ -237,6 +287,11 @@ def test_groups_of_a_table_are_found_by_the_names_of_the_user(work, tmp_path):
     table.write_text("image,scanner\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in files))
     sides = groups_of_table(table, store, rows)["scanner"]
     assert sides == [store.class_names[row.label] for row in rows]
+    table.write_text("id,age\n" + "".join(f"{row.id},{'NA' if n == 0 else 20 + n % 8}\n" for n, row in enumerate(rows)))
+    assert groups_of_table(table, store, rows)["age"][0] == ""  # one unknown age does not turn ages into names
+    table.write_text("id,name\n" + "".join(f"{row.id},Patient {n}\n" for n, row in enumerate(rows)))
+    with pytest.raises(UserError, match="column 'name' tells nearly every patient apart"):
+        groups_of_table(table, store, rows)
     table.write_text("name,scanner\nx,A\n")
     with pytest.raises(UserError, match="one column must be named id, patient or image"):
         groups_of_table(table, store, rows)

@@ -10,6 +10,8 @@ from ssl_med.evidence.planning import Comparison, Job, comparisons, label_counts
 from ssl_med.evidence.scores import recomputed, score_of
 from ssl_med.evidence.subgroups import bands, subgroup_table
 from ssl_med.evidence.words import markdown, paragraph, to_csv, verdict
+from ssl_med.reporting.labels import BETTER, WORSE
+from ssl_med.reporting.study import study_effect
 
 PATIENTS, IMAGES = 30, 2
 LABELS = (5, 10, 20, 40)
@@ -93,6 +95,47 @@ def test_the_fast_and_the_general_test_agree():
     assert compare(slow, Comparison("pretrained", "scratch"))[0]["p"] == pytest.approx(fast, abs=0.03)
     ranked = compare(study_of(results, "auroc", 50), Comparison("pretrained", "scratch"))[0]
     assert 0 < ranked["p"] <= 1
+
+
+def of_tasks(name: str, own: np.ndarray, other: np.ndarray) -> dict:
+    """A study of one run in each arm under a score that the task works out from ``found`` of each case."""
+    label = np.arange(len(own)) % 3
+    same = np.eye(3)[(label + 1) % 3]  # the likeliest class is wrong in every case of both arms
+    results = [
+        Result(Job(arm, labels, 0, 0), {"probability": same, "label": label, "found": found + labels / 1000})
+        for labels in (5, 10)
+        for arm, found in (("pretrained", own), ("scratch", other))
+    ]
+    score = recomputed(lambda values: {name: float(values["found"].mean())}, name)
+    return analyse(Study(results, np.arange(len(own)), name, score, 60)) | {"notes": [], "floors": {}}
+
+
+def test_the_test_looks_at_the_score_of_the_task_and_not_at_another_of_its_name():
+    """Grades have an accuracy of their own (the median), which the likeliest class says nothing about."""
+    found = of_tasks("accuracy", np.ones(20), np.zeros(20))
+    for entry in found["comparisons"]:
+        assert entry["mean"] == pytest.approx(1)
+        assert entry["p"] < 0.01
+        assert entry["shown"]
+
+
+@pytest.mark.parametrize("name", ["mean_absolute_error", "calibration_error", "brier", "hd95_1", "extra_2"])
+def test_less_of_an_error_is_better(name):
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+    found = of_tasks(name, 0.9 + noise, 0.1 + noise[::-1])
+    assert not found["higher_is_better"]
+    assert study_effect(found) == WORSE
+    assert verdict(found).startswith(f"Pretraining raised {name.replace('_', ' ')} at 5 and 10")
+    assert f"(less {name.replace('_', ' ')} is better)" in verdict(found)
+    assert [entry["value"] for entry in found["efficiency"]] == [-np.inf, -np.inf]  # scratch is better with the fewest
+    assert study_effect(of_tasks(name, 0.1 + noise, 0.9 + noise[::-1])) == BETTER
+
+
+def test_a_longer_schedule_that_wins_somewhere_is_told_beside_the_gain():
+    found = told(made({"pretrained": (0.9, 0.9, 0.5, 0.5), "scratch_longer": (0.5, 0.5, 0.9, 0.9)}))
+    text = " ".join(found["paragraph"])
+    assert "Pretraining is better than scratch with a longer schedule at 5 and 10 labelled patients" in text
+    assert "Scratch with a longer schedule is better at 20 and 40 labelled patients" in text
 
 
 def test_runs_of_one_arm_only_are_left_out_of_the_difference():

@@ -112,3 +112,13 @@ def test_counts_of_classes_are_filled_in_and_written_down(store, tmp_path) -> No
     assert "class_counts = [9, 9]" in (run / "train.log").read_text()
     card = json.loads((run / "exports" / "task" / "card.json").read_text())
     assert card["parts"]["task"]["init_args"]["class_counts"] == [9, 9]
+
+
+def test_a_later_export_has_the_same_weights_as_the_run_s_own(store, tmp_path, monkeypatch) -> None:
+    from ssl_med.verbs.export import export
+
+    scripted(monkeypatch, [0.2, 0.9, 0.9, 0.5])
+    run = fit("finetune", config(), str(store), tmp_path / "run")
+    again = export(run, tmp_path / "again")
+    assert same(load_file(again / "task.safetensors"), exported(run))
+    assert json.loads((again / "card.json").read_text())["training"]["steps"] == 4

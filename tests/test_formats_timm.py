@@ -21,6 +21,7 @@ LAYOUTS = [
     {"registers": 3, "layer_scale": 0.5},
     {"patch": (4, 8), "mlp_ratio": 2.5},
     {"norm_eps": 1e-3, "layer_scale": 0.3},
+    {"pooling": "class", "registers": 2},
 ]
 
 

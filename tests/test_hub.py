@@ -103,7 +103,7 @@ def as_torch_file(payload: bytes) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "a/model.pth", "x.CKPT", "model.pt"])
+@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "a/model.pth", "x.CKPT", "model.pt", "model.pt2"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_pickles_are_refused_though_the_card_lists_them_and_nothing_runs(folder, hub, tmp_path, name, packed):
     push(folder, str(hub), yes=True)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from stores import save_nifti, volume
 
+from finetune import Classify, MultiLabel, Ordinal, Regress
 from ssl_med.data.readers import read
 from ssl_med.data.record import Record
 from ssl_med.data.resample import from_orientation, nearest_onto, to_orientation
-from ssl_med.verbs.predict import _other_grid, _predict_one, _write_map
+from ssl_med.verbs.predict import _column_names, _other_grid, _predict_one, _write_map
 
 
 class Threshold:
@@ -77,3 +78,15 @@ def test_an_orientation_and_back(tmp_path, codes):
     turned = to_orientation(image, codes)
     assert np.array_equal(from_orientation(turned.array, codes), image.array)
     assert torch.tensor(turned.array.shape).prod() == image.array.size
+
+
+def test_columns_of_a_table_are_named_by_what_the_numbers_are():
+    facts = {"class_names": ["left", "right"], "finding_names": ["nodule", "effusion", "none"]}
+    assert _column_names("class_names", facts, 2) == ["left", "right"]
+    assert _column_names("finding_names", facts, 3) == ["nodule", "effusion", "none"]
+    assert _column_names("value", facts, 1) == ["value"]  # never the name of a class
+    assert _column_names("class_names", facts, 3) == ["class_0", "class_1", "class_2"]
+    assert _column_names("finding_names", {"class_names": ["left", "right"]}, 2) == ["finding_0", "finding_1"]
+    assert [task.answers for task in (Classify, Ordinal, MultiLabel, Regress)] == [
+        *("class_names", "class_names", "finding_names", "value")
+    ]

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from ssl_med.backbones import ViT
+from ssl_med.backbones import SharedViT, ViT
 from ssl_med.backbones.vit import PatchEmbed, Tokens, resize_positions
+from ssl_med.errors import UserError
+from ssl_med.recipe import build, recipe
 
 
 def images(*space: int, count: int = 2, channels: int = 1) -> torch.Tensor:
@@ -199,3 +201,26 @@ def test_keep_repeats_shared_centres_per_sample() -> None:
     kept = tokens.keep(torch.tensor([[2, 0], [1, 1]]))
     assert kept.centre[..., 0].tolist() == [[2, 0], [1, 1]]
     assert kept.grid == (3,)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_what_is_pooled_is_a_setting_that_a_recipe_keeps(tiny_vit, pooling) -> None:
+    vit, image = tiny_vit(2, registers=2, pooling=pooling).eval(), images(8, 12)
+    features, encoded = vit(image), vit.encode(vit.tokenize(image))
+    expected = encoded[:, 0] if pooling == "class" else encoded[:, 3:].mean(1)
+    assert torch.equal(features.pooled, expected)
+    assert not torch.equal(encoded[:, 0], encoded[:, 3:].mean(1))
+    again = build(recipe(vit), ViT)
+    again.load_state_dict(vit.state_dict())
+    assert torch.equal(again.eval()(image).pooled, expected)
+
+
+def test_the_pooling_of_a_shared_vit_is_that_of_its_parts() -> None:
+    shared = SharedViT(4, 4, embed_dim=24, depth=1, heads=2, pooling="class")
+    assert shared.rank(2).pooling == "class"
+    assert torch.equal(shared.rank(2)(images(8, 8)).pooled, shared(images(8, 8)).token)
+
+
+def test_a_missing_class_token_is_not_pooled(tiny_vit) -> None:
+    with pytest.raises(UserError, match="needs class_token: true"):
+        tiny_vit(2, pooling="class", class_token=False)

@@ -233,3 +233,23 @@ def test_a_section_without_a_source_is_refused() -> None:
     assert as_start(None) is None
     with pytest.raises(UserError, match="needs a source"):
         as_start({"channels": "mean"})
+
+
+@pytest.mark.parametrize("to", ["timm", "monai", "transformers"])
+def test_an_export_for_another_library_is_read_back(tmp_path: Path, to: str) -> None:
+    from exports_of import native
+
+    from ssl_med.formats import convert
+
+    vit = our_vit(channels=1)
+    folder = convert(native(vit, tmp_path / "native", [32, 32]), tmp_path / to, to)
+    again = our_vit(channels=1)
+    started = start_from(MAE(again, **SMALL_MAE), Start(str(folder), at_least=0.9))
+    assert started.audit.share > 0.9
+    assert not started.audit.missing
+    (folder / "README.md").write_text("changed")  # not the weights
+    start_from(MAE(our_vit(channels=1), **SMALL_MAE), Start(str(folder), at_least=0.9))
+    weights = next(p for p in folder.rglob("model.*") if p.suffix in (".pt", ".safetensors"))
+    weights.write_bytes(weights.read_bytes() + b"0")
+    with pytest.raises(UserError, match="sha256 differs"):
+        start_from(MAE(our_vit(channels=1), **SMALL_MAE), Start(str(folder)))

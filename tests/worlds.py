@@ -18,7 +18,7 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def together(
-    world: int, folder: Path, work: Callable[[int], object], seconds: float = 120.0, join: bool = True
+    world: int, folder: Path, work: Callable[[int], object], seconds: float = 240.0, join: bool = True
 ) -> list:
     """What ``work(rank)`` gives in each of ``world`` processes that share a gloo group.
 
@@ -57,7 +57,7 @@ def _begin(rank: int, world: int, folder: Path, work: Callable[[int], object], p
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         if port is None:
-            meet, patience = f"file://{folder}/meet", timedelta(seconds=60)
+            meet, patience = f"file://{folder}/meet", timedelta(seconds=240)
             dist.init_process_group("gloo", meet, rank=rank, world_size=world, timeout=patience)
         else:
             os.environ |= _told_by_torchrun(rank, world, port)
@@ -87,12 +87,19 @@ def image_batch(space: tuple[int, ...], count: int = 8, seed: int = 0, dtype: to
     generator = torch.Generator().manual_seed(seed)
     image = 0.3 * torch.randn(count, 1, *space, generator=generator)
     mask = torch.zeros(count, 1, *space, dtype=torch.int64)
-    mask[(..., *[slice(size // 4, size // 2 + 1) for size in space])] = 1
+    box = [slice(size // 4, size // 2 + 1) for size in space]
+    mask[(..., *box)] = 1
+    mask[::3, :, :2] = -1  # unknown, and not as much of it in each part of the batch; so are labels and numbers
+    corners = [*(side.start for side in box), *(side.stop for side in box)]
     return {
-        "image": (image + 2.0 * mask).to(dtype),
+        "image": (image + 2.0 * (mask > 0)).to(dtype),
         "mask": mask,
         "spacing": torch.full((count, len(space)), 1.5, dtype=dtype),
-        "label": torch.arange(count) % 2,
+        "label": torch.arange(count) % 3 - 1,
+        "labels": torch.stack([torch.arange(count) % 2, torch.arange(count) // 3 - 1], 1).clamp(-1, 1),  # -1 unknown
+        "value": (torch.arange(count, dtype=dtype) / 4 - 0.5).where(torch.arange(count) % 5 > 0, torch.nan),
+        "boxes": torch.tensor([corners, [0] * len(corners)], dtype=dtype).repeat(count, 1, 1),
+        "box_labels": torch.stack([torch.arange(count) % 3 - 1, torch.full((count,), -1)], 1),  # a third has no box
         "key": sample_keys(seed, torch.arange(count)),
         "id": [f"{seed}-{i:02x}" for i in range(count)],
     }

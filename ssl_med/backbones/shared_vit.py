@@ -9,13 +9,14 @@ from typing import Literal
 
 import torch
 
+from ssl_med.backbones.base import Backbone
 from ssl_med.backbones.block import init_as_vit
-from ssl_med.backbones.vit import PatchEmbed, Size, ViT
+from ssl_med.backbones.vit import PatchEmbed, Pooling, Size, ViT
 from ssl_med.errors import UserError
 
 _SHARED = (
     *("in_channels", "size", "embed_dim", "depth", "heads", "mlp_ratio", "positions", "position_unit"),
-    *("reference_mm", "class_token", "registers", "drop_path", "layer_scale", "taps"),
+    *("reference_mm", "class_token", "registers", "drop_path", "layer_scale", "taps", "pooling"),
 )
 """Settings of the ordinary ViTs that are ours too."""
 
@@ -44,6 +45,7 @@ class SharedViT(ViT):
         drop_path: stochastic depth of the last block.
         layer_scale: initial layer scale; None for none.
         taps: number of feature maps.
+        pooling: ``mean`` of the patches or ``class`` token.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SharedViT(ViT):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         taps: int = 4,
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__(
             spatial_dims=3,
@@ -82,6 +85,7 @@ class SharedViT(ViT):
             drop_path=drop_path,
             layer_scale=layer_scale,
             taps=taps,
+            pooling=pooling,
         )
         self.patch_3d = self.patch
         self.patch_2d = (patch_2d,) * 2 if isinstance(patch_2d, int) else tuple(patch_2d)
@@ -112,3 +116,8 @@ class SharedViT(ViT):
         view.patch_embed, view.blocks, view.norm = embed, self.blocks, self.norm
         view.cls_token, view.reg_token = self.cls_token, self.reg_token
         return view.train(self.training)
+
+
+def of_rank(backbone: Backbone, axes: int) -> Backbone:
+    """What a backbone is for images with so many axes: of a :class:`SharedViT` one of its two ViTs, else itself."""
+    return backbone.rank(axes) if isinstance(backbone, SharedViT) else backbone

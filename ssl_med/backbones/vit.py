@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from ssl_med.backbones.base import Backbone
 from ssl_med.backbones.block import Block, drop_path_rates, init_as_vit
+from ssl_med.errors import UserError
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take
 from ssl_med.ops.positions import rotary_angles, sincos
 from ssl_med.presets import PRESETS
 from ssl_med.types import Features
 
 Size = Literal["tiny", "small", "base", "large", "huge"]
+Pooling = Literal["mean", "class"]
 
 
 class Tokens(NamedTuple):
@@ -76,12 +78,17 @@ class ViT(Backbone):
         position_unit: count positions in patches, or in mm (then batches must carry their spacing).
         reference_mm: in mm, the length that counts as one patch.
         grid: patches along each axis that learned positions are made for.
-        class_token: have a class token; the pooled feature is the mean of the patches either way.
+        class_token: have a class token.
         registers: number of extra tokens that stay inside (arXiv 2309.16588).
         drop_path: stochastic depth of the last block.
         layer_scale: initial layer scale; None for none.
         taps: number of feature maps, taken at equal distances in depth; the last is the final one.
         norm_eps: what the norms add to the variance; weights from elsewhere may want theirs (MONAI 1e-5, HF 1e-12).
+        pooling: what ``Features.pooled`` is, and so what probes, heads and embeddings see: the ``mean`` of the patches,
+            or the ``class`` token, for weights whose class token was trained (DINO, MoCo v3, SSiT).
+
+    Raises:
+        UserError: the class token is to be the feature and there is none.
     """
 
     def __init__(
@@ -104,8 +111,11 @@ class ViT(Backbone):
         layer_scale: float | None = None,
         taps: int = 4,
         norm_eps: float = 1e-6,
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
+        if pooling == "class" and not class_token:
+            raise UserError("ViT: pooling: class needs class_token: true, this one has none; take pooling: mean")
         preset = PRESETS[f"vit_{size}"]
         self.spatial_dims, self.in_channels, self.size = spatial_dims, in_channels, size
         self.patch = (patch,) * spatial_dims if isinstance(patch, int) else tuple(patch)
@@ -118,6 +128,7 @@ class ViT(Backbone):
         self.class_token, self.registers = class_token, registers
         self.drop_path, self.layer_scale, self.taps = drop_path, layer_scale, min(taps, self.depth)
         self.norm_eps = norm_eps
+        self.pooling: Pooling = pooling
         self.channels = [self.embed_dim] * self.taps
         self.strides = [self.patch] * self.taps
 
@@ -176,8 +187,8 @@ class ViT(Backbone):
             return centre
         if spacing is None:
             raise ValueError("position_unit='mm' needs the spacing of the batch")
-        voxels = torch.tensor(patch, device=device, dtype=spacing.dtype)
-        return centre * (spacing * voxels)[:, None] / self.reference_mm
+        sides = torch.stack([spacing[:, axis] * voxels for axis, voxels in enumerate(patch)], -1)
+        return centre * sides[:, None] / self.reference_mm
 
     def encode(self, tokens: Tokens) -> Float[Tensor, "b m d"]:
         """Run the blocks over any subset of the patches; returns prefix tokens and patches, normalised."""
@@ -203,8 +214,8 @@ class ViT(Backbone):
         return x, nn.functional.pad(angles, (0, 0, self.prefix, 0))  # prefix tokens do not turn
 
     def pool(self, encoded: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
-        """One vector per image: the mean over patch tokens, which for MAE is better than its untrained class token."""
-        return encoded[:, self.prefix :].mean(1)
+        """One vector per image: the class token, or the mean of the patches, which for MAE is the better one."""
+        return encoded[:, 0] if self.pooling == "class" else encoded[:, self.prefix :].mean(1)
 
     def forward(self, image: Float[Tensor, "b c *space"], spacing: Float[Tensor, "b d"] | None = None) -> Features:
         """Features of whole images."""

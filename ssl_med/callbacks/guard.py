@@ -104,7 +104,8 @@ class Guard(pl.Callback):
     def _look(self, task: torch.nn.Module) -> tuple[bool, bool, float]:
         """A loss is bad, a gradient is, on any process, and the mean loss: the one time the device is waited for."""
         losses = torch.stack([loss.double() for _, loss in self._parts])
-        gradients = [local(p.grad) for p in task.parameters() if p.grad is not None]
+        shares = [local(p.grad) for p in task.parameters() if p.grad is not None]
+        gradients = [share for share in shares if share.numel()]  # of a small tensor some processes hold nothing
         norm = torch.stack(list(torch._foreach_norm(gradients, math.inf))).sum() if gradients else losses.new_zeros(())
         told = ranks.means(
             {

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_med.backbones import Backbone
+from ssl_med.backbones.shared_vit import of_rank
 from ssl_med.data.module import StoreData
 from ssl_med.data.record import BURNED_IN
 from ssl_med.errors import UserError
@@ -194,7 +196,7 @@ class Pictures(Watch):
 
 
 class Probes(Watch):
-    """kNN and linear scores on the store's labels, beside those of the same backbone with random weights.
+    """kNN and linear scores on the (first) store's labels, beside those of the same backbone with random weights.
 
     The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``.
 
@@ -221,10 +223,10 @@ class Probes(Watch):
 
     def look(self, trainer: pl.Trainer, task: PretextTask) -> None:
         """Log ``probe/knn``, ``probe/linear`` and the same of random weights."""
-        data = labelled_view(trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
+        data = labelled_view(trainer.datamodule.parts[0])  # pyright: ignore[reportAttributeAccessIssue]
         if data is None or self._impossible:
             return
-        backbone: Any = task.exports()["backbone"]
+        backbone: Any = of_rank(cast(Backbone, task.exports()["backbone"]), data.store.spatial_dims)
         try:
             if not self._random:
                 self._random = probe(random_twin(backbone), data, "val", self.crops)

@@ -7,36 +7,15 @@ after a kill as if there had been none, at any number of processes.
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import pytorch_lightning as pl
-
 from ssl_med.data.module import StoreData
-from ssl_med.data.sampler import even_cycle
-from ssl_med.errors import UserError
+from ssl_med.data.several import SeveralStores, Turns
 from ssl_med.ops.random import fold
 from ssl_med.types import Batch
 
-
-class Turns:
-    """step -> whose turn it is, and how many turns that one has had before.
-
-    Args:
-        weights: how often each comes, relative to the others; spread as evenly as possible.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        self.cycle = even_cycle(weights)
-
-    def __call__(self, step: int) -> int:
-        """Number of the one whose turn it is."""
-        return self.cycle[step % len(self.cycle)]
-
-    def before(self, step: int, number: int) -> int:
-        """Turns that ``number`` has had before a step."""
-        rounds, place = divmod(step, len(self.cycle))
-        return rounds * self.cycle.count(number) + self.cycle[:place].count(number)
+__all__ = ["AlternatingData", "Alternation", "Turns"]
 
 
-class AlternatingData(pl.LightningDataModule):
+class AlternatingData(SeveralStores):
     """Every batch comes from one of several stores, in turn.
 
     With several processes every one has the same store at the same step. What only one kind of batch uses, such as a
@@ -49,21 +28,8 @@ class AlternatingData(pl.LightningDataModule):
             passes at a time).
 
     Raises:
-        UserError: less than two stores, weights that do not fit, or different channels.
+        UserError: less than two stores, weights that do not fit, different channels, or targets.
     """
-
-    def __init__(self, stores: list[StoreData], weights: list[float] | None = None) -> None:
-        super().__init__()
-        self.stores, self.weights = stores, weights
-        shares = [1.0] * len(stores) if weights is None else weights
-        if len(stores) < 2 or len(shares) != len(stores) or min(shares) <= 0:
-            raise UserError(
-                f"data: two or more stores and a positive weight for each, got {len(stores)} stores, weights {weights}"
-            )
-        if len({data.channels for data in stores}) > 1:
-            found = {data.folder: data.channels for data in stores}
-            raise UserError(f"data: one backbone takes one number of channels, the stores give {found}")
-        self.turns = Turns(shares)
 
     def train_dataloader(self) -> "Alternation":
         """Endless batches, beginning at the trainer's step."""

@@ -1,11 +1,9 @@
 """Samples from a store: random crops for training, whole images for evaluation."""
 
-import json
 import logging
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -17,6 +15,8 @@ from ssl_med.data.buffers import Buffers
 from ssl_med.data.crops import CropAffine, Region, boxes_inside, random_region, straight_region, whole_region
 from ssl_med.data.filling import fill_image, fill_labels
 from ssl_med.data.intensity import Policy, channels_of
+from ssl_med.data.ledger import Ledger
+from ssl_med.data.maps import STORED
 from ssl_med.data.patience import Desk, Stalled, in_time
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder
@@ -41,6 +41,7 @@ def make_sample(
     targets: Target | None,
     most_boxes: int = 0,
     out: Tensor | None = None,
+    saliency: bool = False,
 ) -> Sample:
     """Read, scale, pad and, where the region says so, turn one region of an image.
 
@@ -53,6 +54,7 @@ def make_sample(
         targets: what to give besides the image; the class of the image and its modality are always there.
         most_boxes: lines of the boxes.
         out: (c, \\*size) float32 to write the image into.
+        saliency: give the stored map.
 
     Raises:
         Damaged: what is stored is not what was written.
@@ -72,6 +74,10 @@ def make_sample(
         sample["value"] = torch.tensor(math.nan if row.value is None else row.value, dtype=torch.float32)
     elif targets == "boxes":
         sample["boxes"], sample["box_labels"] = boxes_inside(boxes_of(row), region, most_boxes)
+    if saliency:
+        sample["saliency"] = torch.empty(1, *region.size)
+        seen = store.read(row, "saliency", region.corner, region.read)
+        fill_image(sample["saliency"].numpy(), seen, region, STORED)
     if padded:
         sample["valid"] = torch.ones(1, *region.size, dtype=torch.bool) if valid is None else torch.from_numpy(valid)
     return sample
@@ -104,7 +110,8 @@ class CropDataset(Dataset[Sample]):
         order: which row stands at which position; every image once before any comes again, if absent.
         spacing: mm per voxel of the crops along each axis; that of each image if absent.
         affine: turn and zoom the crops while they are read.
-        most_damaged: share of images that may be damaged before the training stops; one always may.
+        most_damaged: share of images that may be damaged before the training stops, counted over all processes of the
+            run; one always may.
         patience: seconds that reading one sample may take; then the next image of the order takes its place.
         workers: loader processes.
     """
@@ -134,12 +141,13 @@ class CropDataset(Dataset[Sample]):
         self.spacing, self.affine, self.most_damaged = spacing, affine, most_damaged
         self.padded = affine is not None or spacing is not None or self._smaller()
         self.most_boxes = _most_boxes(self.rows, targets)
-        self.damaged: set[str] = set()
-        self.ledger: Path | None = None
-        """File that gets a line for every image that is left out; set by who knows the folder of the run."""
+        self.saliency = targets is None and bool(store.facts.get("saliency"))
+        """Give the saliency maps of the store, where it has them; in pretraining only."""
+        self.damaged: set[str] = set()  # met by this process
+        self.ledger = Ledger()
+        """Where images that are left out are noted; set by who knows the folder of the run."""
         self._buffers = Buffers((channels_of(policy, store.channels), *crop))
         self.patience, self.desk = patience, Desk(workers)
-        self._stalled: set[tuple[int, int]] | None = None  # read from the ledger when the first sample is
         self._at_work = (-1, 0)
 
     def _smaller(self) -> bool:
@@ -147,10 +155,17 @@ class CropDataset(Dataset[Sample]):
         return bool((self.rows.lengths("shape")[:, 1:] < np.array(self.crop)).any())
 
     def __getitem__(self, position: int) -> Sample:
+        self.ledger.refresh()
         return self._sample(position)
 
     def __getitems__(self, positions: list[int]) -> Batch:
-        """The batch of these positions: what a loader asks for at once, written into one buffer without a copy."""
+        """The batch of these positions: what a loader asks for at once, written into one buffer without a copy.
+
+        Raises:
+            UserError: too many images are damaged, whichever process has met them.
+        """
+        self.ledger.refresh()
+        self._check_share()
         while True:
             images = self._buffers.take(len(positions))  # a fresh one each time: a thread left behind may write in it
             try:
@@ -173,7 +188,7 @@ class CropDataset(Dataset[Sample]):
 
     def _sample(self, position: int, out: Tensor | None = None) -> Sample:
         for attempt in range(len(self.rows)):
-            if (position, attempt) in self.stalled:
+            if (position, attempt) in self.ledger.stalled:
                 continue
             row = self.rows[self.order(position, attempt)]
             self.desk.begin(position)
@@ -181,7 +196,7 @@ class CropDataset(Dataset[Sample]):
             try:  # read again even if it was damaged before: what a position gives must not depend on other positions
                 region = self._region(row, position)
                 sample = make_sample(
-                    self.store, row, region, self.policy, self.padded, self.targets, self.most_boxes, out
+                    self.store, row, region, self.policy, self.padded, self.targets, self.most_boxes, out, self.saliency
                 )
             except Damaged as error:
                 self._leave_out(row, error)
@@ -192,24 +207,14 @@ class CropDataset(Dataset[Sample]):
     def _put_off(self, error: Stalled) -> None:
         """Let the next image of the order take the place of one that is not read in time, now and when resumed."""
         position, attempt = self._at_work
-        self.stalled.add((position, attempt))
         row = self.rows[self.order(position, attempt)]
-        self._write({"id": row.id, "reason": str(error), "position": position, "attempt": attempt})
+        self.ledger.note(row.id, str(error), position, attempt)
         self._leave_out(row, error)
 
-    @property
-    def stalled(self) -> set[tuple[int, int]]:
-        """Positions, and how many images were left out there before, that this run could not read in time so far."""
-        if self._stalled is None:
-            text = self.ledger.read_text() if self.ledger is not None and self.ledger.is_file() else ""
-            lines = [json.loads(line) for line in text.splitlines()]
-            self._stalled = {(line["position"], line["attempt"]) for line in lines if "position" in line}
-        return self._stalled
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self.ledger is not None:
-            with self.ledger.open("a") as file:  # short lines of several loader processes do not mix
-                file.write(json.dumps(line) + "\n")
+    def at_work(self, worker: int) -> str:
+        """What a loader process was reading last, in words; empty for nothing."""
+        position = self.desk.position(worker)
+        return f"image {self.rows[self.order(position)].id} (position {position})" if position >= 0 else ""
 
     def _region(self, row: Row, position: int) -> Region:
         rng = np.random.default_rng((self.seed, 4, position))
@@ -239,12 +244,18 @@ class CropDataset(Dataset[Sample]):
         if row.id in self.damaged:
             return
         self.damaged.add(row.id)
-        _log.warning("image %s is left out: %s (%d so far)", row.id, error, len(self.damaged))
-        self._write({"id": row.id, "reason": str(error)})
-        if len(self.damaged) > max(1, self.most_damaged * len(self.rows)):
+        self.ledger.note(row.id, str(error))
+        self.ledger.refresh()
+        _log.warning("image %s is left out: %s (%d so far)", row.id, error, len(self.ledger.left_out))
+        self._check_share()
+
+    def _check_share(self) -> None:
+        found = self.ledger.left_out
+        if len(found) > max(1, self.most_damaged * len(self.rows)):
+            last, reason = list(found.items())[-1]
             raise UserError(
-                f"{self.store.folder}: {len(self.damaged)} of {len(self.rows)} images are damaged, the last one is "
-                f"{row.id} ({error}); run `ssl-med prepare` again, or check the disk"
+                f"{self.store.folder}: {len(found)} of {len(self.rows)} images are damaged, the last one is {last} "
+                f"({reason}); run `ssl-med prepare` again, or check the disk"
             )
 
 

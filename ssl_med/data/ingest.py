@@ -13,6 +13,7 @@ from ssl_med.data.boxes import stored_boxes
 from ssl_med.data.intensity import statistics
 from ssl_med.data.journal import Outcome
 from ssl_med.data.likeness import perceptual_hash
+from ssl_med.data.maps import FLAT, is_flat, saliency_map
 from ssl_med.data.points import labelled_points, mask_values, tissue_points
 from ssl_med.data.readers import read, read_mask
 from ssl_med.data.record import Image, Record, Unreadable
@@ -29,7 +30,8 @@ def _said(record: Record, settings: Settings) -> str:
     """
     later = (record.frame, record.value, record.groups, record.units, record.tiling)
     told = "" if later == ("read", None, (), "", None) else repr(later)
-    return repr((replace(record, files=(), mask=None), settings)) + told
+    told += "no boxes" if record.boxed and not record.boxes else ""
+    return repr((replace(record, files=(), mask=None), settings)) + told + settings.saliency
 
 
 def _files(record: Record) -> list[Path]:
@@ -127,8 +129,18 @@ def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path,
         groups=[f"{group}={value}" for group, value in record.groups],
         dataset=record.dataset,
         units=image.units or record.units,
+        boxed=record.boxed,
     )
-    if mask is None:
+    if mask is not None:
+        path = folder / "masks" / f"{name}.{settings.format}"
+        row = replace(row, mask_seal=write_array(path, mask, settings.crop, labelled_points(mask)))
+    return _with_map(row, array, folder, settings)
+
+
+def _with_map(row: Row, array: np.ndarray, folder: Path, settings: Settings) -> Row:
+    """The row with its saliency map written, where one was asked for."""
+    if not settings.saliency:
         return row
-    path = folder / "masks" / f"{name}.{settings.format}"
-    return replace(row, mask_seal=write_array(path, mask, settings.crop, labelled_points(mask)))
+    found = saliency_map(array, settings.saliency, row.low, row.high)
+    seal = write_array(folder / "saliency" / f"{row.id}.{settings.format}", found, settings.crop)
+    return replace(row, saliency_seal=seal, warnings=[*row.warnings, FLAT] if is_flat(found) else row.warnings)

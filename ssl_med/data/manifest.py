@@ -103,7 +103,18 @@ def _contents(rows: Sequence[Row], size: int = 65536) -> Iterator[list[str]]:
         yield list(hashes[first : first + size])
 
 
-def write_lock(folder: Path, rows: Sequence[Row], key: str = "") -> Path:
+def lock_name(store: int = 0) -> str:
+    """Name of the lock file of one of the stores of a run, counted from 0."""
+    return f"manifest.{store}.lock" if store else LOCK
+
+
+def locks_in(folder: Path) -> list[Path]:
+    """The lock files of a run or an export: one of each store, in their order."""
+    later = sorted(folder.glob("manifest.*.lock"), key=lambda path: int(path.name.split(".")[1]))
+    return [path for path in (folder / LOCK, *later) if path.is_file()]
+
+
+def write_lock(folder: Path, rows: Sequence[Row], key: str = "", store: int = 0) -> Path:
     """Write ``manifest.lock``: which images a run used, by id, keyed patient, content and likeness, and without a path.
 
     It is a parquet file (32 bytes of hash per row do not compress, so text would be twice as large), written group by
@@ -113,11 +124,12 @@ def write_lock(folder: Path, rows: Sequence[Row], key: str = "") -> Path:
         folder: of the run.
         rows: what the run trains on.
         key: public name of the key of the store.
+        store: number of the store among those of the run.
 
     Returns:
         The file.
     """
-    path, temporary = folder / LOCK, folder / f".{LOCK}"
+    path, temporary = folder / lock_name(store), folder / f".{lock_name(store)}"
     facts = {"images": str(len(rows)), "fingerprint": fingerprint(rows), "key": key}
     with pq.ParquetWriter(temporary, _LOCK_SCHEMA.with_metadata(facts), compression="zstd") as writer:
         for first in range(0, len(rows), 1 << 17):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ssl_med.data.crops import CropAffine
 from ssl_med.data.dataset import CropDataset, Target, WholeDataset
 from ssl_med.data.intensity import Policy, channels_of, check_policy
+from ssl_med.data.ledger import Ledger
 from ssl_med.data.patience import explain
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder, StepBatches, groups_of
@@ -30,7 +31,8 @@ class StoreData(pl.LightningDataModule):
         batch_size: samples per step, over all processes.
         intensity: how voxels are scaled, see :func:`ssl_med.data.intensity.scale_of`.
         targets: what fine-tuning learns: ``mask``, ``label`` (a class or a grade), ``labels`` (several findings),
-            ``value`` (a number) or ``boxes``; images without it are left out. None for pretraining.
+            ``value`` (a number) or ``boxes``; images without it are left out, those known to have no box are
+            not. None for pretraining.
         labels: labelled patients to train on: a number, a share below 1, or all.
         labels_seed: of the draw of these patients.
         foreground: share of crops that must contain a labelled voxel or the middle of a box, or tissue where there are
@@ -88,6 +90,7 @@ class StoreData(pl.LightningDataModule):
         self._loader: DataLoader | None = None
         self.affine = CropAffine.of(affine) if isinstance(affine, Mapping) else affine
         self.ledger: Path | None = None  # where images that are left out are noted
+        self.number = 0  # among the stores of a run
         self.verify, self.store = verify, Store(folder, verify)
         self.crop: list[int] = self._per_axis("crop", crop)
         self.crop_mm: list[float] | None = None if crop_mm is None else self._per_axis("crop_mm", crop_mm)
@@ -96,6 +99,11 @@ class StoreData(pl.LightningDataModule):
             raise UserError(
                 "data: crop, crop_mm, crops_per_image, window, prefetch and sample_timeout must be positive"
             )
+
+    @property
+    def parts(self) -> "list[StoreData]":
+        """The stores that a run trains on: this one; see :class:`ssl_med.data.several.SeveralStores`."""
+        return [self]
 
     @property
     def channels(self) -> int:
@@ -127,7 +135,8 @@ class StoreData(pl.LightningDataModule):
         if self.targets == "labels":
             rows = rows.take(rows.known("labels"))
         if self.targets == "boxes":
-            rows = rows.take(np.flatnonzero(rows.counts("boxes")))
+            any_box = rows.counts("boxes").any() or split != "train"  # nothing is learned of images without boxes alone
+            rows = rows.take(rows.boxed() if any_box else np.empty(0, np.int64))
         if not rows:
             wanted = f" with a {self.targets}" if self.targets else ""
             found = self.store.rows.distinct("split")
@@ -154,7 +163,7 @@ class StoreData(pl.LightningDataModule):
             patience=self.sample_timeout,
             workers=self.num_workers,
         )
-        dataset.ledger = self.ledger
+        dataset.ledger = Ledger(self.ledger, self.number)
         return dataset
 
     def _order(self, rows: Rows, weights: Mapping[str, float] | None) -> GlobalOrder:
@@ -172,10 +181,17 @@ class StoreData(pl.LightningDataModule):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return self.loader(start, self.trainer.global_rank, self.trainer.world_size)
 
-    def loader(self, start: int = 0, rank: int = 0, world: int = 1) -> DataLoader:
-        """Endless batches of one process, beginning at batch ``start``."""
+    def loader(self, start: int = 0, rank: int = 0, world: int = 1, dataset: Any = None) -> DataLoader:
+        """Endless batches of one process, beginning at batch ``start``.
+
+        Args:
+            start: number of the first batch.
+            rank: number of the process.
+            world: number of processes.
+            dataset: what answers positions, if it is not this store alone.
+        """
         self._loader = DataLoader(
-            self.crops(),
+            self.crops() if dataset is None else dataset,
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
             collate_fn=as_made,
             num_workers=self.num_workers,
@@ -186,7 +202,7 @@ class StoreData(pl.LightningDataModule):
         )
         return self._loader
 
-    def explain(self, error: RuntimeError) -> UserError | None:
+    def explain(self, error: Exception) -> UserError | None:
         """A sentence for an error that means the death of a loader process; None for any other."""
         return explain(error, self._loader)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssl_med.data.likeness import near_duplicates, perceptual_hash
-from ssl_med.data.manifest import LOCK, read_lock
+from ssl_med.data.manifest import locks_in, read_lock
 from ssl_med.data.rows import Row
 from ssl_med.errors import UserError
 
@@ -165,10 +165,21 @@ def refuse_overlap(found: Overlap, allow: bool = False) -> None:
         )
 
 
-def _lock_of(pretrained: Path) -> Path | None:
-    """In the folder of a run or an export; an export inside a run belongs to that run."""
+def _locks_of(pretrained: Path) -> list[Path]:
+    """In the folder of a run or an export, one of each store; an export inside a run belongs to that run."""
     places = [pretrained, *([pretrained.parent.parent] if pretrained.parent.name == "exports" else [])]
-    return next((place / LOCK for place in places if (place / LOCK).is_file()), None)
+    return next((locks for place in places if (locks := locks_in(place))), [])
+
+
+def _together(found: list[Overlap]) -> Overlap:
+    """What the test shares with any of several stores."""
+    return Overlap(
+        patients=tuple(sorted({patient for one in found for patient in one.patients})),
+        contents=tuple(pair for one in found for pair in one.contents),
+        near=tuple(pair for one in found for pair in one.near),
+        patients_compared=all(one.patients_compared for one in found),
+        near_compared=all(one.near_compared for one in found),
+    )
 
 
 def check_overlap(
@@ -181,7 +192,7 @@ def check_overlap(
     """Compare what a pretraining has seen with the rows that its fine-tuning will be tested on.
 
     Args:
-        pretrained: folder of a run or an export, with its ``manifest.lock``.
+        pretrained: folder of a run or an export, with the ``manifest.lock`` of each of its stores.
         test: rows of the test split.
         key: name of the key of the test store, see :class:`Members`.
         allow: only tell what is in both.
@@ -193,9 +204,10 @@ def check_overlap(
     Raises:
         UserError: a patient or an image is in both, and it was not allowed.
     """
-    lock = _lock_of(Path(pretrained))
-    if lock is None:
+    locks = _locks_of(Path(pretrained))
+    if not locks:
         return Overlap(recorded=False, patients_compared=False, near_compared=False)
-    found = overlap(Members.of_lock(lock), Members.of_rows(test, key), distance)
+    tested = Members.of_rows(test, key)
+    found = _together([overlap(Members.of_lock(lock), tested, distance) for lock in locks])
     refuse_overlap(found, allow)
     return found

@@ -72,12 +72,12 @@ def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     return made[0]
 
 
-def explain(error: RuntimeError, loader: DataLoader | None) -> UserError | None:
+def explain(error: Exception, loader: DataLoader | None) -> UserError | None:
     """A sentence for the death of a loader process, with its cause and the image it was reading; None for other errors.
 
     Args:
         error: what torch's loader raised.
-        loader: over a :class:`~ssl_med.data.dataset.CropDataset`.
+        loader: over a dataset with ``at_work``, see :class:`~ssl_med.data.dataset.CropDataset`.
     """
     found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
     if loader is None or found is None:
@@ -88,8 +88,7 @@ def explain(error: RuntimeError, loader: DataLoader | None) -> UserError | None:
     if number is None:
         return None
     dataset: Any = loader.dataset
-    position = dataset.desk.position(number)
-    image = f"image {dataset.rows[dataset.order(position)].id} (position {position})" if position >= 0 else "no image"
+    image = dataset.at_work(number) or "no image"
     return UserError(
         f"loader process {number + 1} of {len(workers)} {_cause(code)} while it read {image}; the run goes on from its "
         "last checkpoint when the command is repeated; if it was the memory, use fewer data.num_workers or a smaller "

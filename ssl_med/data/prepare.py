@@ -17,6 +17,7 @@ import numpy as np
 from ssl_med.data.engines import Engine, engine_of
 from ssl_med.data.ingest import Job, keyed, prepare_one, source_of
 from ssl_med.data.journal import Journal, Outcome, only_one, private_folder
+from ssl_med.data.maps import FLAT
 from ssl_med.data.quarantine import Quarantine
 from ssl_med.data.record import Record
 from ssl_med.data.rows import Row, Rows
@@ -60,7 +61,7 @@ def build_store(
         box_names: names of the classes of boxes.
 
     Returns:
-        Counts: images, new, refused (by reason), set_aside.
+        Counts: images, new, refused (by reason), set_aside; flat_maps where saliency maps were asked for.
 
     Raises:
         UserError: no usable image, too many bad ones, two images of one name, or another process prepares this store.
@@ -115,7 +116,9 @@ class _Build:
         _sweep(self.folder, rows, self.settings.format)
         refused = {reason: sum(n for (r, _), n in reasons.items() if r == reason) for reason, _ in reasons}
         aside = sum(number for (_, is_aside), number in reasons.items() if is_aside)
-        return {"images": len(rows), "new": new, "refused": refused, "set_aside": aside}
+        counts = {"images": len(rows), "new": new, "refused": refused, "set_aside": aside}
+        flat = {"flat_maps": sum(FLAT in row.warnings for row in rows)} if self.settings.saliency else {}
+        return {**counts, **flat}
 
     def _do(self, engine: Engine, wanted: Callable[[Record], bool]) -> int:
         """Prepare the records that are wanted; stop as soon as it is certain that too many are bad.
@@ -165,8 +168,10 @@ class _Build:
     def _is_stored(self, outcome: Outcome) -> bool:
         """The files of an outcome's row are there: a person may have removed them, or the image was set aside."""
         row = outcome.row
-        parts = ("images", "masks") if row and row.has_mask else ("images",)
-        return row is not None and all((self.folder / p / f"{row.id}.{self.settings.format}").exists() for p in parts)
+        if row is None:
+            return False
+        parts = ["images"] + ["masks"] * row.has_mask + ["saliency"] * bool(row.saliency_seal)
+        return all((self.folder / p / f"{row.id}.{self.settings.format}").exists() for p in parts)
 
     def _is_lost(self, record: Record) -> bool:
         """The image is to be kept, and its files are gone."""
@@ -244,14 +249,15 @@ def _splits_before(folder: Path) -> dict[str, str]:
         return {}
     rows = Store(folder).rows
     dealt = rows.column("has_mask") | (rows.column("label") >= 0) | ~np.isnan(rows.column("value"))
-    dealt |= rows.counts("boxes") > 0
+    dealt[rows.boxed()] = True
     dealt[rows.known("labels")] = True
     return dict(zip(rows.column("patient")[dealt], rows.column("split")[dealt], strict=True))
 
 
 def _sweep(folder: Path, rows: Rows, suffix: str) -> None:
-    """Remove what no row names: images and masks of removed files, other formats, and leftovers of killed runs."""
-    for part, named in (("images", rows), ("masks", rows.where(has_mask=True))):
+    """Remove what no row names: arrays of removed files, other formats, maps nobody wants, leftovers of killed runs."""
+    mapped = rows.take(np.flatnonzero(rows.column("saliency_seal") != ""))
+    for part, named in (("images", rows), ("masks", rows.where(has_mask=True)), ("saliency", mapped)):
         names = {f"{name}.{suffix}" for name in named.column("id")}
         for path in (folder / part).glob("*"):  # dot files too
             if path.name not in names:
@@ -273,4 +279,5 @@ def disk_estimate(records: Iterable[Record], folder: Path, settings: Settings = 
             found = [path for path in dict.fromkeys(record.files) if path.exists()]
             need += sum(path.stat().st_size * _GROWTH.get(path.suffix.lower(), 1.0) for path in found)
         before = record.files
+    need *= 1.5 if settings.saliency else 1.0
     return int(need * (2.7 if settings.format == "npy" else 1.0)), shutil.disk_usage(where).free

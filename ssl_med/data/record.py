@@ -52,6 +52,7 @@ class Record:
         dataset: name of the data set, kept as it is; not a part of what an image is.
         units: of the voxels where the file does not tell: ``HU`` or ``SUV``.
         tiling: how a slide is cut, where it was asked for in another way than usual.
+        boxed: somebody looked for boxes in this image, also where they found none.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Record:
     dataset: str = field(default="", repr=False)
     units: str = field(default="", repr=False)
     tiling: Tiling | None = field(default=None, repr=False)
+    boxed: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)

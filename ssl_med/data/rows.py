@@ -43,6 +43,8 @@ class Row:
         groups: ``name=group`` for tables of subgroups, such as ``sex=F``.
         dataset: name of the data set as it is.
         units: of the voxels: ``HU``, ``SUV`` or empty.
+        saliency_seal: as ``seal`` of the saliency map; empty where there is none.
+        boxed: somebody looked for boxes in this image: where there are none, it is known to have none.
     """
 
     id: str
@@ -77,12 +79,14 @@ class Row:
     groups: list[str] = field(default_factory=list)
     dataset: str = ""
     units: str = ""
+    saliency_seal: str = ""
+    boxed: bool = False
 
     @property
     def has_target(self) -> bool:
         """Something is known that can be learned."""
         one = self.has_mask or self.label >= 0 or self.value is not None
-        return one or bool(self.boxes) or any(finding >= 0 for finding in self.labels)
+        return one or self.boxed or bool(self.boxes) or any(finding >= 0 for finding in self.labels)
 
     def scale(self, policy: Policy) -> Scale | Windows:
         """How this image's voxels are scaled under a policy."""
@@ -101,7 +105,7 @@ _KINDS = {
     list[str]: pa.list_(pa.string()),
 }
 SCHEMA = pa.schema([(f.name, _KINDS[f.type]) for f in fields(Row)])
-ADDED = ("value", "groups", "dataset", "units")
+ADDED = ("value", "groups", "dataset", "units", "saliency_seal", "boxed")
 """Columns that version 2 began without; a store that lacks them is opened as one that knows nothing of them."""
 
 
@@ -111,7 +115,7 @@ def completed(table: pa.Table) -> pa.Table:
         return table
     for name in ADDED:
         if name not in table.schema.names:
-            kind, nothing = SCHEMA.field(name).type, {"value": None, "groups": []}.get(name, "")
+            kind, nothing = SCHEMA.field(name).type, {"value": None, "groups": [], "boxed": False}.get(name, "")
             table = table.append_column(SCHEMA.field(name), pa.repeat(pa.scalar(nothing, kind), table.num_rows))
     return table
 
@@ -220,6 +224,10 @@ class Rows(Sequence[Row]):
         """How many items a list such as ``labels`` or ``boxes`` holds in every row."""
         values = np.asarray(pc.call_function("list_value_length", [self.table.column(name)]).to_numpy(), np.int64)
         return values if self.chosen is None else values[self.chosen]
+
+    def boxed(self) -> np.ndarray:
+        """Rows (places of this selection) in which somebody looked for boxes, with and without any."""
+        return np.flatnonzero(self.column("boxed") | (self.counts("boxes") > 0))
 
     def known(self, name: str) -> np.ndarray:
         """Rows (places of this selection) whose list of whole numbers has one that is not -1."""

@@ -1,11 +1,12 @@
 """How images are kept in a store: file format, grid and number type. Values that nobody asked to change stay exact."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ssl_med.data.arrays import Format
+from ssl_med.data.maps import MEASURES, Measure
 from ssl_med.data.record import Image, Unreadable
 from ssl_med.errors import UserError
 
@@ -24,6 +25,7 @@ class Settings:
         spacing: mm along space, in memory order (z, y, x); a 0 keeps that axis; empty keeps all.
         order: of the interpolation to another spacing: 0, 1 or 3, see :mod:`ssl_med.data.resample`.
         orientation: of volumes, RAS or another one.
+        saliency: what a map that is stored beside each image says, see :mod:`ssl_med.data.maps`; empty for no map.
     """
 
     format: Format = "b2nd"
@@ -32,6 +34,7 @@ class Settings:
     spacing: tuple[float, ...] = ()
     order: Literal[0, 1, 3] = 1
     orientation: str = "RAS"
+    saliency: Measure | Literal[""] = field(default="", repr=False)
 
     @property
     def moves(self) -> bool:
@@ -50,6 +53,8 @@ class Settings:
             raise UserError(f"crop {self.crop}: expected 1 voxel or more along an axis")
         if any(not 0 <= mm < 1000 for mm in self.spacing):
             raise UserError(f"spacing {self.spacing}: expected mm along each axis (z, y, x), 0 to keep one")
+        if self.saliency and self.saliency not in MEASURES:
+            raise UserError(f"saliency {self.saliency!r}: expected one of {', '.join(MEASURES)}")
         if self.orientation != "RAS":
             from ssl_med.data.resample import orientation
 

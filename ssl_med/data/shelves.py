@@ -15,7 +15,7 @@ class Shelf(Protocol):
         """Open the array of a row.
 
         Args:
-            part: ``images`` or ``masks``.
+            part: ``images``, ``masks`` or ``saliency``.
             name: id of the row.
             seal: of the array as the index knows it.
             verify: check hashes.

@@ -6,6 +6,7 @@ Layout of the folder::
     index.parquet       one row per image, no identifiers; index.arrow: the same, mapped by every process
     images/<id>.b2nd    voxels as scanned (integers stay integers), (c, *space)
     masks/<id>.b2nd     voxel labels, (1, *space)
+    saliency/<id>.b2nd  what stands out, 0 to 255, (1, *space); where ``prepare`` was asked for maps
     private/            mode 0700: the key of the hashes, where each id came from, what was refused and why
 """
 
@@ -89,7 +90,7 @@ class Store:
 
         Args:
             row: which image.
-            part: ``images`` or ``masks``.
+            part: ``images``, ``masks`` or ``saliency``.
             start: first voxel along each axis of space.
             size: voxels along each axis of space.
             raw: the numbers as stored, without the row's slope and intercept; where these are 1 and 0, the voxels in
@@ -111,7 +112,7 @@ class Store:
             raise Damaged(f"{part} {row.id}: {error}") from None
         if part == "masks":
             return (voxels > 0).astype(voxels.dtype) if self.facts.get("painted") else voxels
-        if raw:
+        if raw or part == "saliency":
             return voxels
         if (row.slope, row.intercept) == (1.0, 0.0):
             return voxels.astype(row.dtype, copy=False)
@@ -144,16 +145,22 @@ class Store:
         key = (part, row.id)
         found = self._open.pop(key, None)
         if found is None or not found.is_current():
-            seal = row.seal if part == "images" else row.mask_seal
+            seal = {"images": row.seal, "masks": row.mask_seal, "saliency": row.saliency_seal}[part]
             found = self._shelf(part, row.id, seal, self.verify)
         self._open[key] = found
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return found
 
-    def lock(self, folder: str | Path, rows: Sequence[Row] | None = None) -> Path:
-        """Write ``manifest.lock`` into the folder of a run: the images that it uses, all of the store by default."""
-        return write_lock(Path(folder), self.rows if rows is None else rows, self.facts["key"])
+    def lock(self, folder: str | Path, rows: Sequence[Row] | None = None, number: int = 0) -> Path:
+        """Write ``manifest.lock`` into the folder of a run: the images that it uses, all of the store by default.
+
+        Args:
+            folder: of the run.
+            rows: the images.
+            number: of this store among those of the run.
+        """
+        return write_lock(Path(folder), self.rows if rows is None else rows, self.facts["key"], number)
 
     def to_litdata(self, folder: str | Path, chunk_bytes: int = 1 << 28) -> Path:
         """Write the streaming form for object storage; see :func:`ssl_med.data.streaming.write_streaming`."""
@@ -176,3 +183,20 @@ class Store:
             "channels": self.channels,
             "modalities": {name or "unknown": count for name, count in chosen.distinct("modality").items()},
         }
+
+
+def summary_of(parts: Sequence[tuple[Store, Sequence[Row]]]) -> dict[str, Any]:
+    """Counts of one store, or of several together with those of each under ``stores``.
+
+    Patients of several stores are added up: whether a person is in two of them cannot be told.
+    """
+    each = [store.summary(rows) for store, rows in parts]
+    if len(each) == 1:
+        return each[0]
+    modalities: dict[str, int] = {}
+    for one in each:
+        for name, count in one["modalities"].items():
+            modalities[name] = modalities.get(name, 0) + count
+    together = hashlib.sha256("".join(one["fingerprint"] for one in each).encode()).hexdigest()[:16]
+    counts = {name: sum(one[name] for one in each) for name in ("images", "patients")}
+    return {**each[0], **counts, "fingerprint": together, "modalities": modalities, "stores": each}

@@ -60,6 +60,8 @@ def write_streaming(source: Path, facts: dict[str, Any], rows: Rows, folder: Pat
     writer = BinaryWriter(str(chunks), chunk_bytes=chunk_bytes)
     for number, row in enumerate(rows):
         item = _item(source, "images", row.id) | (_item(source, "masks", row.id) if row.has_mask else _none("masks"))
+        if row.saliency_seal:  # of all images of a store or of none
+            item |= _item(source, "saliency", row.id)
         writer.add_item(number, item)
     writer.done()
     writer.merge()

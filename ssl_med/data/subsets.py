@@ -74,7 +74,7 @@ def _classes(rows: Iterable[Row], patients: Container[str] | None = None) -> dic
 
 def _class(row: Row) -> int:
     """The class of an image; with several findings or boxes, whether there is any."""
-    if row.label >= 0 or not (row.labels or row.boxes):
+    if row.label >= 0 or not (row.labels or row.boxes or row.boxed):
         return row.label
     return int(1 in row.labels or bool(row.boxes))
 

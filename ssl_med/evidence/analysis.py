@@ -10,7 +10,7 @@ from ssl_med.errors import UserError
 from ssl_med.evidence.efficiency import label_efficiency
 from ssl_med.evidence.planning import LONGER, SCRATCH, Comparison, Job, comparisons
 from ssl_med.evidence.resampling import Resamples, group_means, groups_of, mean_over_runs, run_scores
-from ssl_med.evidence.scores import Score, Values, contributions, score_of
+from ssl_med.evidence.scores import Score, Values, contributions, less_is_better, score_of
 from ssl_med.evidence.statistics import Spread, bca, holm, percentile, sign_flip, swap_test, widened
 
 FLIPS, FLIPS_OF_SLOW_SCORES = 9999, 999
@@ -140,6 +140,7 @@ def analyse(study: Study) -> dict[str, Any]:
     compared = [entry for pair in pairs for entry in compare(study, pair)]
     return {
         "metric": study.metric,
+        "higher_is_better": not less_is_better(study.metric),
         "labels": study.labels,
         "test_patients": study.patient_count,
         "test_cases": len(study.codes),
@@ -232,10 +233,17 @@ def _patient_differences(study: Study, both: Sequence[tuple[Values, Values]], sh
     for weight, (a, b) in zip(share, both, strict=True):
         same = all(np.array_equal(_missing(a[name]), _missing(b[name])) for name in a)
         parts = [contributions(study.metric, values) for values in (a, b)] if same else [None, None]
-        if parts[0] is None or parts[1] is None:
+        if not all(_adds_up(study, *pair) for pair in zip(parts, (a, b), strict=True)):
             return None
         total += weight * (parts[0] - parts[1])
     return np.bincount(study.codes, total, study.patient_count)
+
+
+def _adds_up(study: Study, parts: np.ndarray | None, values: Values) -> bool:
+    """The parts sum to the score of the study, which may be the task's own of the same name."""
+    if parts is None:
+        return False
+    return bool(np.isclose(parts.sum(), study.score(values, np.ones((1, len(study.codes))))[0], atol=1e-6))
 
 
 def _missing(value: np.ndarray) -> np.ndarray:
@@ -250,7 +258,8 @@ def _ratios(study: Study, pair: Comparison) -> list[dict[str, Any]]:
     cells = sorted(set.intersection(*[set(study.common([pair.arm, pair.baseline], n)) for n in labels]))
     if not cells:
         return []
-    curves = {arm: _curve(study, arm, labels, cells) for arm in (pair.arm, pair.baseline)}
+    sign = -1.0 if less_is_better(study.metric) else 1.0
+    curves = {arm: sign * _curve(study, arm, labels, cells) for arm in (pair.arm, pair.baseline)}
     ratios = label_efficiency(np.array(labels, float), curves[pair.baseline], curves[pair.arm])
     return [
         {**asdict(pair), "labels": given, **asdict(ratio), "says": ratio.text(), "interval": ratio.interval()}

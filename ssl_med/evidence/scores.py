@@ -23,6 +23,12 @@ def score_of(metric: str) -> Score | None:
     return fixed.get(metric)
 
 
+def less_is_better(metric: str) -> bool:
+    """Errors, distances and what is found where nothing is; all other scores are better when they are larger."""
+    errors = ("mean_absolute_error", "calibration_error", "brier", "negative_log_likelihood")
+    return metric in errors or metric.startswith(("hd95", "extra_"))
+
+
 def recomputed(summarise: Callable[[Values], Mapping[str, float]], metric: str) -> Score:
     """A score that a task computes from cases: each resample is written out and summarised.
 

@@ -128,7 +128,7 @@ def swap_test(
     observed = abs(float(difference(np.ones((1, patients)))[0]))
     if not np.isfinite(observed):
         return float("nan")
-    reached = np.abs(difference(signs)) >= observed - 1e-12
+    reached = ~(np.abs(difference(signs)) < observed - 1e-12)  # an exchange without a score counts against
     return float(reached.mean()) if exact else float((reached.sum() + 1) / (flips + 1))
 
 

@@ -20,21 +20,22 @@ def verdict(found: Mapping[str, Any]) -> str:
     if not entries:
         return "Pretrained and scratch have no run in common: nothing can be said yet."
     metric = _words(found["metric"])
-    better = [entry for entry in entries if entry["shown"] and entry["mean"] > 0]
-    worse = [entry for entry in entries if entry["shown"] and entry["mean"] < 0]
-    if not better and not worse:
+    raised = [entry for entry in entries if entry["shown"] and entry["mean"] > 0]
+    lowered = [entry for entry in entries if entry["shown"] and entry["mean"] < 0]
+    if not raised and not lowered:
         return (
             f"No difference in {metric} between pretraining and the same schedule from scratch was shown "
             f"at {_labels(entries)} ({_span(entries)})."
         )
     parts = []
-    if better:
-        parts.append(f"raised {metric} at {_labels(better)} ({_span(better)})")
-    if worse:
-        parts.append(f"lowered {metric} at {_labels(worse)} ({_span(worse)})")
+    if raised:
+        parts.append(f"raised {metric} at {_labels(raised)} ({_span(raised)})")
+    if lowered:
+        parts.append(f"lowered {metric} at {_labels(lowered)} ({_span(lowered)})")
     open_ = [entry for entry in entries if not entry["shown"]]
     rest = f"; no difference was shown at {_labels(open_)}" if open_ else ""
-    return f"Pretraining {' and '.join(parts)} against the same schedule from scratch{rest}."
+    hint = "" if found.get("higher_is_better", True) else f" (less {metric} is better)"
+    return f"Pretraining {' and '.join(parts)} against the same schedule from scratch{hint}{rest}."
 
 
 def paragraph(found: Mapping[str, Any]) -> list[str]:
@@ -58,13 +59,13 @@ def _longer(found: Mapping[str, Any]) -> list[str]:
     entries = _pair(found, PRETRAINED, LONGER)
     if not entries:
         return []
-    kept = [entry for entry in entries if entry["shown"] and entry["mean"] > 0]
-    lost = [entry for entry in entries if entry["shown"] and entry["mean"] < 0]
+    kept, lost = _shown(found, entries)
+    told = []
     if kept:
-        return [f"Against scratch with a longer schedule the gain stays at {_labels(kept)} ({_span(kept)})."]
+        told.append(f"Pretraining is better than scratch with a longer schedule at {_labels(kept)} ({_span(kept)}).")
     if lost:
-        return [f"Scratch with a longer schedule is better at {_labels(lost)} ({_span(lost)})."]
-    return [
+        told.append(f"Scratch with a longer schedule is better at {_labels(lost)} ({_span(lost)}).")
+    return told or [
         f"Against scratch with a longer schedule no difference was shown at {_labels(entries)} ({_span(entries)}): "
         "what pretraining saves there is fine-tuning steps, if anything."
     ]
@@ -76,9 +77,7 @@ def _controls(found: Mapping[str, Any]) -> list[str]:
         entries = _pair(found, arm, f"{arm}_random")
         if not entries:
             continue
-        shown = [entry for entry in entries if entry["shown"]]
-        better = [entry for entry in shown if entry["mean"] > 0]
-        worse = [entry for entry in shown if entry["mean"] < 0]
+        better, worse = _shown(found, entries)
         parts = [f"beats random weights at {_labels(better)} ({_span(better)})"] if better else []
         parts += [f"is worse than random weights at {_labels(worse)} ({_span(worse)})"] if worse else []
         said = " and ".join(parts) or f"is not shown to differ from random weights ({_span(entries)})"
@@ -100,6 +99,15 @@ def _basis(found: Mapping[str, Any]) -> str:
 
 def _pair(found: Mapping[str, Any], arm: str, baseline: str) -> list[dict[str, Any]]:
     return [e for e in found["comparisons"] if (e["arm"], e["baseline"]) == (arm, baseline)]
+
+
+def _shown(
+    found: Mapping[str, Any], entries: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The shown differences in favour of the first arm, and those against it."""
+    sign = 1 if found.get("higher_is_better", True) else -1
+    gains = [(sign * entry["mean"] > 0, entry) for entry in entries if entry["shown"]]
+    return [entry for gain, entry in gains if gain], [entry for gain, entry in gains if not gain]
 
 
 def _labels(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """From a native export to the folder of another library, with the same card on top."""
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from ssl_med.backbones import Backbone
 from ssl_med.errors import UserError
 from ssl_med.exports import find_export, load_backbone, load_task, read_card
-from ssl_med.model_card import seal
+from ssl_med.model_card import licence, seal
 
 CLIENTS = ("timm", "monai", "nnunet", "transformers", "onnx", "torch_export")
 """Whom we write for, beside ourselves; each has a module ``to_NAME`` here."""
@@ -41,13 +42,14 @@ class Written:
     language: str = "python"
 
 
-def convert(source: str | Path, folder: str | Path, to: str) -> Path:
+def convert(source: str | Path, folder: str | Path, to: str, terms: Mapping[str, str] | None = None) -> Path:
     """Write a native export in the form of another library.
 
     Args:
         source: native export, or a run with one.
         folder: where to; made if it is not there, empty if it is.
         to: one of :data:`CLIENTS`.
+        terms: of ``weights`` and ``data``, where they are other than the export says.
 
     Returns:
         The folder.
@@ -61,6 +63,7 @@ def convert(source: str | Path, folder: str | Path, to: str) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another folder")
     card = read_card(source)
+    card["licence"] = {**licence(), **card.get("licence", {}), **(terms or {})}
     part = load_task(str(source)) if "task" in card["parts"] else load_backbone(str(source))
     part.eval().requires_grad_(False)
     written = client(to).write(part, card, folder)
@@ -73,8 +76,10 @@ def client(name: str) -> Any:
     """The module that writes for a client.
 
     Raises:
-        UserError: the client is not installed.
+        UserError: no such client, or it is not installed.
     """
+    if name not in CLIENTS:
+        raise UserError(f"{name!r} is none of the libraries that exports are made for: {', '.join(CLIENTS)}")
     module = importlib.import_module(f"ssl_med.formats.to_{name}")
     for package in module.NEEDS:
         try:

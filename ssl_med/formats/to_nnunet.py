@@ -29,7 +29,7 @@ NEEDS = ()
 CHECKPOINT, PLAN, ARCHITECTURE = "checkpoint_nnunet.pth", "adaptation_plan.json", "architecture.json"
 
 _PRETRAINED = """\
-# plans and preprocesses for this architecture, then fine-tunes (nnunetv2 2.9 or newer)
+# plans and preprocesses for this architecture, then fine-tunes (nnU-Net's main branch of 2026; release 2.8.1 lacks it)
 nnUNetv2_extract_fingerprint -d ID && nnUNetv2_plan_experiment -d ID
 nnUNetv2_preprocess_like_nnssl -d ID -n NAME -pc FOLDER/checkpoint_nnunet.pth -am {mode}
 nnUNetv2_train_pretrained ID 3d_fullres FOLD -p ptPlans__NAME____...

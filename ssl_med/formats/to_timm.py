@@ -45,7 +45,8 @@ def write(part: nn.Module, card: Mapping[str, Any], folder: Path) -> Written:
         name, arguments = _architecture(backbone, card)
         model, state = _create(name, arguments), _vit_state(backbone, card)
         untrained = completed(model, state)
-        notes += ["The output is our pooled feature: the mean of the normalised patch tokens."]
+        pooled = "the class token" if backbone.pooling == "class" else "the mean of the patch tokens"
+        notes += [f"The output is our pooled feature: {pooled}, normalised."]
         more = {}
     elif isinstance(backbone, TimmBackbone):
         name, arguments = backbone.name, _timm_arguments(backbone)
@@ -91,7 +92,7 @@ def _architecture(vit: ViT, card: Mapping[str, Any]) -> tuple[str, dict[str, Any
         "init_values": vit.layer_scale if vit.norm_eps == _EPSILON else None,
         "class_token": vit.class_token,
         "reg_tokens": vit.registers,
-        "global_pool": "avg",
+        "global_pool": "token" if vit.pooling == "class" else "avg",
         "fc_norm": False,
     }
     return f"vit_{size}_patch{_NAMED[size]}_224", {k: v for k, v in arguments.items() if v is not None}

@@ -20,7 +20,7 @@ _LOAD = """from transformers import AutoModel
 
 model = AutoModel.from_pretrained("FOLDER")
 tokens = model(pixel_values=image).last_hidden_state
-pooled = tokens[:, {prefix}:].mean(1)  # the feature of ssl_med; pooler_output is the class token"""
+pooled = {pooled}  # the feature of ssl_med; pooler_output is the class token"""
 
 
 def write(part: nn.Module, card: Mapping[str, Any], folder: Path) -> Written:
@@ -40,7 +40,8 @@ def write(part: nn.Module, card: Mapping[str, Any], folder: Path) -> Written:
     notes += ["`pooler_output` is the normalised class token."]
     if fixed_scale(card) is None:
         notes += ["The image processor leaves intensities alone: scale them by the rule in `preprocessing.json`."]
-    load = _LOAD.format(prefix=backbone.prefix)
+    pooled = "tokens[:, 0]" if backbone.pooling == "class" else f"tokens[:, {backbone.prefix}:].mean(1)"
+    load = _LOAD.format(pooled=pooled)
     return Written("transformers", f"{kind}Model", load, notes, front={"library_name": "transformers"})
 
 

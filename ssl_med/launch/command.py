@@ -19,7 +19,9 @@ def command_line(verb: str, options: Mapping[str, Any]) -> list[str]:
     words = [verb, str(Path(config).resolve()) if Path(config).is_file() else config]
     for name, value in options.items():
         if name in ("data", "out"):
-            words += [f"--{name}", str(Path(value).resolve())]
+            several = "," in str(value) and not Path(value).exists()
+            folders = str(value).split(",") if several else [value]
+            words += [f"--{name}", ",".join(str(Path(folder).resolve()) for folder in folders)]
         elif name not in ("config", "overrides") and value not in (None, False):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for name, value in (options.get("overrides") or {}).items():

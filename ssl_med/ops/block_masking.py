@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.patches import patch_centres
 from ssl_med.ops.random import Draws
 
@@ -29,7 +30,7 @@ def block_order(draws: Draws, grid: tuple[int, ...]) -> Int[Tensor, "b n"]:
     volume = draws.uniform(BLOCKS, low=min(SMALLEST, count), high=most).log()
     stretch = draws.uniform(BLOCKS, axes, low=math.log(0.3), high=math.log(1 / 0.3)) / 2
     stretch = stretch - stretch.mean(-1, keepdim=True)
-    space = torch.tensor(grid, device=volume.device, dtype=torch.float32)
+    space = constant(grid, volume.device, torch.float32)
     sides = torch.exp(volume[..., None] / axes + stretch).round().clamp(min=1)
     sides = torch.minimum(sides, space)
     start = (draws.uniform(BLOCKS, axes) * (space - sides + 1)).floor()

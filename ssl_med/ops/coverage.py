@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 
 BOXES = {1: 24, 2: 64, 3: 256}
@@ -25,7 +26,7 @@ def covered_boxes(
         side: shortest and longest side as a share of the axis, in voxels at least one.
     """
     count, axes, device = BOXES[len(space)], len(space), draws.keys.device
-    length = torch.tensor(space, device=device)
+    length = constant(space, device)
     low, high = ((length * share).floor().clamp(min=1).long() for share in side)
     wanted = draws.uniform(high=most) * length.double().prod()
     corner = (draws.uniform(count, axes).double() * (length - low + 1)).long()

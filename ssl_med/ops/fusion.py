@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from ssl_med.ops import ranks
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 
 SMOOTHING = 1e-5
@@ -29,7 +30,7 @@ def draw_fusion_boxes(
         side: shortest and longest side as a share of the axis.
     """
     most, axes = count[1], len(space)
-    length = torch.tensor(space, device=draws.keys.device)
+    length = constant(space, draws.keys.device)
     low, high = ((length * share).floor().clamp(min=1).long() for share in side)
     sides = low + (draws.uniform(most, axes).double() * (high - low + 1)).long()
     corners = (draws.uniform(most, axes).double() * (length - sides + 1)).long()

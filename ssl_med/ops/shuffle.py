@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.streams import LCG_FACTOR, LCG_TERM, below, compiled_for, logical_shift, number
 
 _COLUMNS = 64
@@ -28,6 +29,7 @@ def local_shuffle_(
     limits: Int[Tensor, "b 3"],
     windows: Int[Tensor, " b"],
     chosen: Bool[Tensor, " b"],
+    bounds: tuple[int, int] | None = None,
 ) -> Float[Tensor, "b c z y x"]:
     """Shuffle the voxels of each chosen image inside small windows; all channels move together.
 
@@ -39,6 +41,8 @@ def local_shuffle_(
         limits: largest side of a window along each axis, in voxels; sides are uniform in 1 .. limit.
         windows: number of windows per image.
         chosen: the others stay as they are.
+        bounds: windows of an image and voxels of a window, or more, where the host knows them: it need not wait for the
+            device then.
     """
     if compiled_for(image):
         from ssl_med.ops import corruption_kernels
@@ -46,7 +50,7 @@ def local_shuffle_(
         image = image.contiguous()
         corruption_kernels.shuffle(*(part.numpy() for part in (image, keys, limits, windows, chosen)))
         return image
-    most, largest = (int(bound) for bound in torch.stack([windows.max(), limits.prod(1).max()]).tolist())
+    most, largest = bounds or torch.stack([windows.max(), limits.prod(1).max()]).tolist()
     together = max(1, _MEMORY // (most * largest))
     parts = zip(keys.split(together), limits.split(together), windows.split(together), strict=True)
     source = torch.cat([shuffle_sources(image.shape[2:], *part, most=most, largest=largest) for part in parts])
@@ -118,7 +122,7 @@ def _permutations(state: Tensor, volume: Tensor, largest: int) -> Tensor:
     factors, terms = _jumps(largest)
     for start in range(0, largest, _COLUMNS):
         steps = torch.arange(start, min(start + _COLUMNS, largest), device=state.device)
-        jump, term = (torch.tensor(part, device=state.device)[start : start + _COLUMNS] for part in (factors, terms))
+        jump, term = (constant(part, state.device)[start : start + _COLUMNS] for part in (factors, terms))
         bits = logical_shift(state * jump[:, None] + term[:, None], 32)
         drawn = logical_shift(bits * (steps[:, None] + 1), 32)
         places = torch.where(steps[:, None] < volume, drawn, steps[:, None])  # past the window's end: nothing moves

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssl_med.ops import ranks
+from ssl_med.ops.constants import constant
 from ssl_med.ops.patches import patch_centres
 from ssl_med.ops.random import Draws
 
@@ -45,7 +46,7 @@ def block_sides(draws: Draws, grid: tuple[int, ...], scale: Range, aspect: Range
     share = draws.uniform(low=scale[0], high=scale[1])[:, None]
     ratio = draws.uniform(axes, low=aspect[0], high=aspect[1])
     ratio = torch.cat([ratio[:, :-1], torch.ones_like(ratio[:, :1])], 1)
-    space = torch.tensor(grid, device=share.device, dtype=torch.float32)
+    space = constant(grid, share.device, torch.float32)
     sides = space * ratio * (share / ratio.prod(1, keepdim=True)) ** (1 / axes)
     return torch.minimum(sides.round().clamp(min=1), space)
 
@@ -54,7 +55,7 @@ def place_blocks(
     draws: Draws, sides: Float[Tensor, "1 axes"], grid: tuple[int, ...], count: int
 ) -> Bool[Tensor, "b m n"]:
     """``count`` blocks of one size in each image, each anywhere in the grid; True for the patches inside."""
-    space = torch.tensor(grid, device=sides.device, dtype=torch.float32)
+    space = constant(grid, sides.device, torch.float32)
     start = (draws.uniform(count, len(grid)) * (space - sides + 1)).floor()
     start = torch.minimum(start, space - sides)[:, :, None]
     place = patch_centres(grid, sides.device)

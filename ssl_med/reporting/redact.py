@@ -12,7 +12,23 @@ _ADDRESS = re.compile(r"(?:\b[a-zA-Z][\w+.-]*:)//[^\s'\"<>]+")
 _START = r"(?<![\w)\]%/\\.~-])(?:~[\w-]*[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|/)(?=[^\s/])"
 _PATH = re.compile(_START + r"[^\s'\"<>,;]*(?:\s+[^\s'\"<>,;]*[/\\][^\s'\"<>,;]*)*")
 
-_PLACES = {"data", "out", "store", "root", "folder", "directory", "dir", "file", "files", "path", "paths", "images"}
+_PLACES = {
+    *(
+        "data",
+        "out",
+        "store",
+        "root",
+        "folder",
+        "directory",
+        "dir",
+        "file",
+        "files",
+        "path",
+        "paths",
+        "images",
+        "source",
+    ),
+}
 _PLACE_ENDINGS = ("_dir", "_folder", "_file", "_files", "_path", "_paths", "_root", "dirpath")
 _NOT_PLACES = {"class_path"}  # a dotted name of code
 

@@ -22,7 +22,8 @@ def study_effect(study: dict[str, Any]) -> str:
     main = [e for e in _entries(study, "comparisons") if (e.get("arm"), e.get("baseline")) == ("pretrained", "scratch")]
     if not main:
         return NOT_COMPUTED
-    signs = {(as_number(entry.get("mean")) or 0.0) > 0 for entry in main if entry.get("shown")}
+    sign = 1 if study.get("higher_is_better", True) else -1
+    signs = {sign * (as_number(entry.get("mean")) or 0.0) > 0 for entry in main if entry.get("shown")}
     if len(signs) != 1:
         return NO_DIFFERENCE
     return BETTER if signs.pop() else WORSE

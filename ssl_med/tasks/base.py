@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -128,9 +128,12 @@ class SupervisedTask(Task):
 
     Attributes:
         metric: name of the score that counts, higher is better.
+        answers: what the numbers of one image are, where a prediction is a row of them: the field of an export's
+            ``input`` that names them, or ``value``.
     """
 
     metric: str
+    answers: Literal["class_names", "finding_names", "value"] = "class_names"
 
     @classmethod
     def from_scratch(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_med.errors import UserError
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.regions import Boxes, boxes_of, choose, components, coordinates
-from ssl_med.tasks.saliency import FineGrained, SaliencyProvider, fall_back
+from ssl_med.tasks.saliency import FineGrained, SaliencyProvider, StoredSaliency, fall_back
 from ssl_med.types import Batch
 
 _MAX = {2: functional.max_pool2d, 3: functional.max_pool3d}
@@ -35,7 +36,7 @@ class BoxProvider(nn.Module, ABC):
 
     def usable(self, lower: Tensor, upper: Tensor, space: tuple[int, ...], longest: tuple[int, ...]) -> Tensor:
         """Which boxes (..., axes) have a good size and distance from the border."""
-        lengths, limit = (torch.tensor(values, device=lower.device) for values in (space, longest))
+        lengths, limit = (constant(values, lower.device) for values in (space, longest))
         side = upper - lower
         sized = (side >= self.least) & (side <= limit)
         return (sized & (lower >= self.border) & (upper <= lengths - self.border)).all(-1)
@@ -74,14 +75,14 @@ class LabelBoxes(BoxProvider):
         mask = batch["mask"]
         if self.labels is None:
             return self.of_regions(mask > 0, longest, draws)
-        return self.of_regions(torch.isin(mask, torch.tensor(self.labels, device=mask.device)), longest, draws)
+        return self.of_regions(torch.isin(mask, constant(self.labels, mask.device)), longest, draws)
 
 
 class SaliencyBoxes(BoxProvider):
     """Boxes where the image stands out, so that nobody has to annotate anything.
 
     Args:
-        saliency: where the map comes from; fine-grained by default.
+        saliency: where the map comes from; by default the store's, and fine-grained where it has none.
         method: ``regions``: boxes of the connected regions above the threshold; ``peaks``: boxes of one size around
             the maxima above the threshold.
         threshold: share of the way from the map's minimum to its maximum.
@@ -101,7 +102,7 @@ class SaliencyBoxes(BoxProvider):
         super().__init__(border, least)
         if not 0 < side <= 1 or not 0 <= threshold < 1:
             raise UserError(f"SaliencyBoxes: side must be in (0, 1], threshold in [0, 1); got {side} and {threshold}")
-        self.saliency = saliency if saliency is not None else FineGrained()
+        self.saliency = saliency if saliency is not None else StoredSaliency(FineGrained())
         self.method: Literal["regions", "peaks"] = method
         self.threshold, self.side = threshold, side
 
@@ -124,7 +125,7 @@ class SaliencyBoxes(BoxProvider):
         window = [side // 2 * 2 + 1 for side in sides]
         highest = _MAX[len(space)](saliency, window, stride=1, padding=[side // 2 for side in window])
         peaks = ((saliency == highest) & (saliency > 0)).flatten(1)
-        side, lengths = (torch.tensor(values, device=saliency.device) for values in (sides, space))
+        side, lengths = (constant(values, saliency.device) for values in (sides, space))
         lower = coordinates(space, saliency.device) - side // 2
         lower = torch.minimum(lower.clamp(min=self.border), lengths - side - self.border)[None].expand(
             len(peaks), -1, -1

@@ -20,7 +20,7 @@ from ssl_med.ops.masking import random_order, tissue_order, tube_order, visible_
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
 from ssl_med.tasks.base import PretextTask
-from ssl_med.tasks.saliency import FineGrained, Foreground, SaliencyProvider
+from ssl_med.tasks.saliency import FineGrained, Foreground, SaliencyProvider, StoredSaliency
 from ssl_med.transforms import SingleView, Views
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
@@ -115,7 +115,7 @@ class MAE(PretextTask):
         mask: which patches are hidden: ``uniform`` any (the paper), ``block`` contiguous blocks (BEiT, arXiv
             2106.08254), ``tube`` the same at all places of the first axis (VideoMAE, arXiv 2203.12602), ``saliency`` in
             proportion to a saliency map, ``foreground`` this share of those with tissue, the rest among air.
-        saliency: where the map of ``saliency`` comes from; fine-grained saliency if None.
+        saliency: where the map of ``saliency`` comes from; if None the store's, and fine-grained where it has none.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class MAE(PretextTask):
         self.backbone = backbone
         self.views = views if views is not None else SingleView([])
         self.mask_ratio, self.norm_pix, self.mask = mask_ratio, norm_pix, mask
-        self.saliency = saliency if saliency is not None or mask != "saliency" else FineGrained()
+        self.saliency = saliency if saliency is not None or mask != "saliency" else StoredSaliency(FineGrained())
         self.decoder_dim, self.decoder_depth, self.decoder_heads = decoder_dim, decoder_depth, decoder_heads
         voxels = backbone.patch_embed.proj.in_features
         self.decoder = MAEDecoder(backbone.embed_dim, voxels, decoder_dim, decoder_depth, decoder_heads)

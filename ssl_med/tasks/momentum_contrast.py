@@ -149,7 +149,7 @@ class MomentumContrast(PretextTask):
         pairs = [(self.query(first), self.key(second)), (self.query(second), self.key(first))]
         signs = [_signs(q.float(), k.float(), self.temperature) for q, k in pairs]
         n, device = len(batch["image"]), batch["image"].device
-        chance = torch.tensor(4 * self.temperature * math.log(n), device=device)
+        chance = torch.full((), 4 * self.temperature * math.log(n), device=device)
         return {
             "contrast": sum((s["contrast"] for s in signs), torch.zeros((), device=device)),
             "contrast_chance": chance,

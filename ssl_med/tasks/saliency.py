@@ -127,14 +127,30 @@ class Foreground(SaliencyProvider):
 
 
 class StoredSaliency(SaliencyProvider):
-    """The map that came with the image from the store."""
+    """The map that came with the image from the store, where ``ssl-med prepare --saliency`` has put one.
+
+    A stored map was made once, of the whole image; one that is computed for a batch is of the crop.
+
+    Args:
+        otherwise: what makes the map of a batch that has none; None refuses such a batch.
+    """
+
+    def __init__(self, otherwise: SaliencyProvider | None = None) -> None:
+        super().__init__()
+        self.otherwise = otherwise
 
     def measure(self, image: Tensor, batch: Batch, teacher: Backbone | None) -> Tensor:
-        """``batch["saliency"]``."""
+        """``batch["saliency"]``.
+
+        Raises:
+            UserError: there is none, and nothing to make it.
+        """
         if "saliency" not in batch:
+            if self.otherwise is not None:
+                return self.otherwise.measure(image, batch, teacher)
             raise UserError(
                 "saliency: StoredSaliency reads maps from the store, this batch has none: prepare the store with "
-                "saliency, or choose a provider that computes it, e.g. ssl_med.tasks.saliency.FineGrained"
+                "--saliency, or choose a provider that computes it, e.g. ssl_med.tasks.saliency.FineGrained"
             )
         return batch["saliency"].float()
 

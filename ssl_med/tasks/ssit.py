@@ -19,7 +19,7 @@ from ssl_med.ops.patches import grid_of, patchify, unpatchify
 from ssl_med.schedules import cosine
 from ssl_med.tasks.appearance import appearance
 from ssl_med.tasks.momentum_contrast import MomentumContrast, contrast
-from ssl_med.tasks.saliency import FineGrained, SaliencyProvider, fall_back
+from ssl_med.tasks.saliency import FineGrained, SaliencyProvider, StoredSaliency, fall_back
 from ssl_med.transforms import Affine, Flip, PairedViews, RandomResizedCrop, Views
 from ssl_med.transforms.base import draws_of, spread
 from ssl_med.types import Batch, Losses
@@ -44,7 +44,7 @@ class SSiT(MomentumContrast):
         backbone: a ViT; it is the query branch's and is exported.
         views: two views of each image, whose geometry moves the saliency map too; the paper's by default, without
             colour for images that have none.
-        saliency: where the map comes from; fine-grained by default.
+        saliency: where the map comes from; by default the store's, and fine-grained where it has none.
         drop: what the key branch does not see: the least salient patches, as many random ones (control), or none
             (control).
         drop_ratio: share of the patches that is dropped.
@@ -81,7 +81,7 @@ class SSiT(MomentumContrast):
         visible_count(1, drop_ratio)  # refuses a ratio outside [0, 1)
         if segmentation_weight < 0:
             raise UserError(f"SSiT: segmentation_weight must be 0 or more, got {segmentation_weight}")
-        self.saliency = saliency if saliency is not None else FineGrained()
+        self.saliency = saliency if saliency is not None else StoredSaliency(FineGrained())
         self.drop: Literal["saliency", "random", "none"] = drop
         self.score: Literal["max", "mean"] = score
         self.drop_ratio, self.threshold = drop_ratio, threshold
@@ -136,7 +136,7 @@ class SSiT(MomentumContrast):
 
     def summary(self, vit: ViT, encoded: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
         """Class token or mean of the patches."""
-        return encoded[:, 0] if self.pooling == "class" and vit.class_token else vit.pool(encoded)
+        return encoded[:, 0] if self.pooling == "class" and vit.class_token else encoded[:, vit.prefix :].mean(1)
 
     def kept(self, view: Batch) -> Int[Tensor, "b v"]:
         """Patches that the key branch sees, the most salient first; equal ones in random order, padding last."""

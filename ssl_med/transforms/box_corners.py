@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
+
 
 def mirrored(
     boxes: Float[Tensor, "b n corners"], chosen: Bool[Tensor, " b"], axis: int, size: int
@@ -36,7 +38,7 @@ def enclosing(
     """The straight boxes around boxes mapped by ``matrix @ corner + offset``."""
     axes = boxes.shape[2] // 2
     ends = boxes.unflatten(2, (2, axes))
-    picks = torch.tensor(list(itertools.product((0, 1), repeat=axes)), device=boxes.device)
+    picks = constant(list(itertools.product((0, 1), repeat=axes)), boxes.device)
     corners = ends[:, :, picks, torch.arange(axes, device=boxes.device)]  # (b, n, 2 ** d, d)
     moved = (corners[..., None, :] * matrix[:, None, None]).sum(-1) + offset[:, None, None]  # in full precision
     return torch.cat([moved.amin(2), moved.amax(2)], 2)
@@ -47,7 +49,7 @@ def settled(
 ) -> tuple[Float[Tensor, "b n corners"], Int[Tensor, "b n"]]:
     """Boxes clipped to a picture of ``size`` voxels; those whose centre it does not show become lines without a box."""
     axes = len(size)
-    limit = torch.tensor(size, device=boxes.device, dtype=boxes.dtype)
+    limit = constant(size, boxes.device, boxes.dtype)
     centre = (boxes[..., :axes] + boxes[..., axes:]) / 2
     kept = ((centre >= 0) & (centre < limit)).all(2) & (labels >= 0)
     clipped = torch.minimum(boxes.clamp_min(0), limit.repeat(2))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.sampling import read_affine
 
@@ -49,7 +50,7 @@ class Boxes(NamedTuple):
 
     def spacing(self, extent: Float[Tensor, "r n"], size: Sequence[int]) -> Float[Tensor, "r n"]:
         """Mm per voxel of the boxes resampled to ``size``, where the image is ``extent`` mm long."""
-        voxels = torch.tensor(size, device=extent.device, dtype=extent.dtype)
+        voxels = constant(size, extent.device, extent.dtype)
         return ((self.lengths * extent)[..., None] * self.turn.abs()).sum(1) / voxels
 
 
@@ -70,7 +71,7 @@ def through_plane(spacing: Float[Tensor, "b 3"]) -> Int[Tensor, " b"]:
 
 def axis_order(through: Int[Tensor, " b"]) -> Int[Tensor, "b 3"]:
     """The through-plane axis first, then the in-plane axes in their order."""
-    table = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 0, 1]], device=through.device)
+    table = constant([[0, 1, 2], [1, 0, 2], [2, 0, 1]], through.device)
     return table[through]
 
 
@@ -110,7 +111,7 @@ def draw_turns(draws: Draws, flip: Sequence[float], turn: float, size: Sequence[
         size: voxels of what comes out.
     """
     count = len(size)
-    chances = torch.tensor(flip, device=draws.keys.device)
+    chances = constant(flip, draws.keys.device)
     mirrored = draws.uniform(count) < chances
     matrix = torch.diag_embed(1.0 - 2.0 * mirrored)
     for number, (a, b) in enumerate(itertools.combinations(range(count), 2)):
@@ -118,7 +119,7 @@ def draw_turns(draws: Draws, flip: Sequence[float], turn: float, size: Sequence[
             continue
         plane = draws.child(1 + number)
         quarters = (1 + plane.integers(3)) * plane.bernoulli(turn)
-        cosine, sine = (torch.tensor(v, device=quarters.device)[quarters] for v in ([1.0, 0, -1, 0], [0.0, 1, 0, -1]))
+        cosine, sine = (constant(v, quarters.device)[quarters] for v in ([1.0, 0, -1, 0], [0.0, 1, 0, -1]))
         turned = torch.eye(count, device=quarters.device).repeat(len(quarters), 1, 1)
         turned[:, a, a] = turned[:, b, b] = cosine
         turned[:, a, b], turned[:, b, a] = -sine, sine

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_med.errors import UserError
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws, fold
 from ssl_med.transforms.base import VIEW_STREAM, Compose, SpatialTransform, Transform, check_range, draws_of
 from ssl_med.transforms.boxes import Boxes, BoxLaw, axis_order, draw_boxes, draw_turns, read_boxes, through_plane
@@ -163,7 +164,7 @@ class MultiCrop(Views):
     def _crops(self, batch: Batch, streams: list[Tensor], law: BoxLaw, size: list[int]) -> Batch:
         """All views of one size, (v * b, ...), view by view."""
         image = batch["image"]
-        space = torch.tensor(image.shape[2:], device=image.device, dtype=torch.float32)
+        space = constant(image.shape[2:], image.device, torch.float32)
         spacing = batch.get("spacing", torch.ones(len(image), len(size), device=image.device)).float()
         draws = Draws(torch.stack(streams, 1).flatten())  # the views of an image side by side
         order = self._order(spacing).repeat_interleave(len(streams), 0)

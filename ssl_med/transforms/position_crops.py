@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssl_med.errors import UserError
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws, fold
 from ssl_med.transforms.base import VIEW_STREAM, Compose, Transform, draws_of
 from ssl_med.transforms.boxes import Boxes, read_boxes
@@ -69,13 +70,14 @@ class PositionCrops(nn.Module):
         image, keys = batch["image"], draws_of(batch).keys
         space = tuple(image.shape[2:])
         grid = self.grid_of(space)
-        length = torch.tensor([n // g for n, g in zip(space, grid, strict=True)], device=image.device)
+        sides = [n // g for n, g in zip(space, grid, strict=True)]
+        length = constant(sides, image.device)
         corners = itertools.product(*(range(0, n, n // g) for n, g in zip(space, grid, strict=True)))
-        base = torch.tensor(list(corners), device=image.device).expand(len(image), -1, -1)
-        free = torch.tensor(space, device=image.device) - length
+        base = constant(list(corners), image.device).expand(len(image), -1, -1)
+        free = constant(space, image.device) - length
         place = Draws(fold(keys, VIEW_STREAM)).uniform(self.count, len(space))
         start = torch.minimum((place.double() * (free + 1)).long(), free)
-        both = self._cut(batch, torch.cat([base, start], 1), length)
+        both = self._cut(batch, torch.cat([base, start], 1), sides)
         rows = len(image) * base.shape[1]
         first = {name: value[:rows] for name, value in both.items()}  # pyright: ignore[reportIndexIssue]
         second = {name: value[rows:] for name, value in both.items()}  # pyright: ignore[reportIndexIssue]
@@ -93,11 +95,12 @@ class PositionCrops(nn.Module):
             )
         return grid
 
-    def _cut(self, batch: Batch, corners: Tensor, length: Tensor) -> Batch:
+    def _cut(self, batch: Batch, corners: Tensor, sides: list[int]) -> Batch:
         """Images of all boxes at ``corners`` (b, v, axes), each changed by itself."""
         image, keys = batch["image"], draws_of(batch).keys
         count, axes = corners.shape[1], image.ndim - 2
-        space, size = torch.tensor(image.shape[2:], device=image.device), self._size(length.tolist())
+        space, size = constant(image.shape[2:], image.device), self._size(sides)
+        length = constant(sides, image.device)
         shares = (corners / space).flatten(0, 1).float()
         turn = torch.eye(axes, device=image.device).expand(len(shares), -1, -1)
         boxes = Boxes(shares, (length / space).float().expand_as(shares), turn)
@@ -105,7 +108,7 @@ class PositionCrops(nn.Module):
         with torch.autocast(image.device.type, enabled=False):  # half precision would move voxels
             crops: Batch = {"image": read_boxes(image, boxes, size, "bilinear"), "key": key}
             if "spacing" in batch:
-                zoom = length / torch.tensor(size, device=image.device)
+                zoom = length / constant(size, image.device)
                 crops["spacing"] = (batch["spacing"] * zoom).repeat(count, 1)
             return Compose(cast("list[Transform]", list(self.transforms)))(crops)
 

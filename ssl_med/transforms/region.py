@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.regions import Boxes
 from ssl_med.transforms.spatial import least
@@ -27,7 +28,7 @@ def crop_corner(boxes: Boxes, size: tuple[int, ...], space: tuple[int, ...], dra
         draws: one stream per image.
     """
     device = boxes.lower.device
-    sizes, lengths = (torch.tensor(values, device=device) for values in (size, space))
+    sizes, lengths = (constant(values, device) for values in (size, space))
     width = boxes.upper - boxes.lower
     slack = (sizes - width).clamp(min=0)
     chance = draws.uniform(len(size))

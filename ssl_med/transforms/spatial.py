@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_med.errors import UserError
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.sampling import read_affine
 from ssl_med.transforms.base import Params, SpatialTransform, check_range, spread
@@ -52,7 +53,7 @@ class Flip(SpatialTransform):
         for axis in axes:
             if not 0 <= axis < count:
                 raise UserError(f"Flip: axis {axis} is not one of the {count} spatial axes of {tuple(image.shape)}")
-        allowed = torch.tensor([axis in axes for axis in range(count)], device=image.device)
+        allowed = constant([axis in axes for axis in range(count)], image.device)
         return {"flipped": draws.bernoulli(self.probability_per_axis, count) & allowed}
 
     def transform(self, x: Tensor, params: Params, key: str) -> Tensor:
@@ -158,8 +159,8 @@ class RandomResizedCrop(SpatialTransform):
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
         """First voxel and lengths of each image's box, and the zoom from old to new voxels, all (b, n)."""
-        space = torch.tensor(image.shape[2:], device=image.device, dtype=torch.float32)
-        size = torch.tensor(self._size(image), device=image.device, dtype=torch.float32)
+        space = constant(image.shape[2:], image.device, torch.float32)
+        size = constant(self._size(image), image.device, torch.float32)
         stretch, kept = self._stretches(draws, len(size))
         share = draws.uniform(self.attempts, low=self.scale[0], high=self.scale[1])
         unstretched = (share.log() + (space / size).log().sum())[..., None] / len(size)
@@ -180,7 +181,7 @@ class RandomResizedCrop(SpatialTransform):
         """The box in its new size; the new spacing."""
         if key == "spacing":
             return x * params["zoom"]
-        space = torch.tensor(x.shape[2:], device=x.device, dtype=torch.float32)
+        space = constant(x.shape[2:], x.device, torch.float32)
         centre = (2 * params["start"] + params["lengths"]) / space - 1
         matrix = torch.cat([torch.diag_embed(params["lengths"] / space), centre[..., None]], -1)
         return read_affine(x, matrix, self._size(x), "nearest" if key in NEAREST else "bilinear")
@@ -254,7 +255,7 @@ class Affine(SpatialTransform):
     def transform(self, x: Tensor, params: Params, key: str) -> Tensor:
         """The moved tensor."""
         space = list(x.shape[2:])
-        extent = torch.tensor(space, device=x.device) * params["spacing"]
+        extent = constant(space, x.device) * params["spacing"]
         matrix = params["matrix"] * extent[:, None, :] / extent[:, :, None]
         matrix = torch.cat([matrix, 2 * params["shift"][..., None]], -1)
         fill = least(x).flatten(1) if key == "image" else x.new_zeros(x.shape[:2], dtype=torch.float32)
@@ -262,7 +263,7 @@ class Affine(SpatialTransform):
 
     def corners(self, boxes: Tensor, params: Params, space: tuple[int, ...]) -> Tensor:
         """The straight boxes around the moved ones."""
-        size = torch.tensor(space, device=boxes.device, dtype=boxes.dtype)
+        size = constant(space, boxes.device, boxes.dtype)
         step = params["spacing"]
         back = torch.linalg.inv(params["matrix"]) * step[:, None, :] / step[:, :, None]
         middle = size / 2

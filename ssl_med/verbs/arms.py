@@ -12,6 +12,12 @@ from ssl_med.errors import UserError
 FOREIGN = "ssl_med.weights.initialised"
 """Dotted name of the function that fills a backbone with the weights of somebody else."""
 
+SCRATCH_TRAINED = (
+    "scratch arms have the steps and rates of the others, without what only protects good weights "
+    "(layer-wise decay of the rate, frozen beginnings)"
+)
+"""What a person should know of the random arms."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -25,6 +31,7 @@ class Arm:
         layer_decay: of the learner, where the arm wants another than the config.
         frozen: train the head only.
         like: run or export folder whose architecture takes the foreign weights; empty for an export of our own.
+        table: the foreign weights have a table of positions, and the architecture takes it.
     """
 
     name: str
@@ -34,6 +41,7 @@ class Arm:
     layer_decay: float | None = None
     frozen: bool = False
     like: str = ""
+    table: bool = False
 
     @property
     def folder(self) -> str:
@@ -88,13 +96,52 @@ def _fill_backbone(task: dict[str, Any], arm: Arm, card: Mapping[str, Any]) -> N
 
     settings = task["init_args"]
     if arm.like:
-        own = {name: card["parts"]["backbone"][name] for name in ("class_path", "init_args")}
+        own = _architecture(card, arm.table)
         settings["backbone"] = {"class_path": FOREIGN, "init_args": {"backbone": own, "source": arm.source}}
         return
     weights = {"folder": str(find_export(arm.source)), "weights": arm.weights}
     settings["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
     if _takes_decoder(task.get("class_path", ""), card):
         settings.setdefault("decoder", {"class_path": "ssl_med.exports.load_decoder", "init_args": weights})
+
+
+def _architecture(card: Mapping[str, Any], table: bool) -> dict[str, Any]:
+    """The recipe of an export's backbone; with a table of positions for its crop in place of computed ones."""
+    own = {name: copy.deepcopy(card["parts"]["backbone"][name]) for name in ("class_path", "init_args")}
+    if table:
+        sides = zip(card["input"]["crop"], own["init_args"]["patch"], strict=True)
+        own["init_args"] |= {"positions": "learned", "grid": [crop // patch for crop, patch in sides]}
+    return own
+
+
+def foreign_arm(name: str, source: str, like: str) -> tuple[Arm, str]:
+    """An arm that begins with weights of somebody else, once they are known to fit, and a sentence on how they do.
+
+    Args:
+        name: of the arm.
+        source: of the weights, see :func:`ssl_med.weights.load_weights`.
+        like: run or export folder whose architecture takes them; a table of positions they may bring is taken too.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    from ssl_med.backbones import Backbone
+    from ssl_med.exports import read_card
+    from ssl_med.recipe import build
+    from ssl_med.weights import load_weights
+
+    card, refused = read_card(like), None
+    for table in (False, True) if card["parts"]["backbone"]["init_args"].get("positions") == "sincos" else (False,):
+        try:
+            audit = load_weights(source, build(_architecture(card, table), Backbone, "backbone"))
+        except UserError as error:
+            refused = refused or error
+            continue
+        share = f"{audit.share:.1%} of the backbone's parameters"
+        places = ", positions among them: the other arms have computed ones" if table else ""
+        said = f"{name}: weights of somebody else fill {share}{places}"
+        return Arm(name, source, like=like, table=table), said
+    raise UserError(f"--arm {name}: {refused}")
 
 
 def _as_trained(config: Config, arm: Arm, taken: list[str]) -> Config:
@@ -122,11 +169,13 @@ def arm_config(base: Config, data: str, init: str, arm: str, labels: int | float
         base: of the fine-tuning, checked.
         data: the store.
         init: run or export folder with the backbone.
-        arm: ``pretrained``, or anything else for random weights.
+        arm: ``pretrained``, or anything else for random weights, trained as the scratch arm of ``curve``.
         labels: labelled patients, a share of them, or all.
         seed: of the draw and of the training.
     """
-    return run_config(base, data, Arm(arm, init, weights=arm == "pretrained"), labels, seed, seed)
+    own = arm == "pretrained"
+    chosen = Arm(arm, init, weights=own, layer_decay=None if own else 1.0)
+    return run_config(base, data, chosen, labels, seed, seed)
 
 
 def _takes_decoder(class_path: str, card: Mapping[str, Any]) -> bool:

@@ -7,9 +7,17 @@ from typing import Any
 
 from ssl_med.config import Config
 from ssl_med.errors import UserError
-from ssl_med.evidence.planning import ARMS, DEFAULT_LABELS, FROZEN, KNN, Job
+from ssl_med.evidence.planning import ARMS, DEFAULT_LABELS, FROZEN, FROZEN_CONTROL, KNN, KNN_CONTROL, Job
 from ssl_med.files import write_json
-from ssl_med.verbs.arms import Arm, check_leak, labelled_data, refuse_what_is_filled, run_config
+from ssl_med.verbs.arms import (
+    SCRATCH_TRAINED,
+    Arm,
+    check_leak,
+    foreign_arm,
+    labelled_data,
+    refuse_what_is_filled,
+    run_config,
+)
 from ssl_med.verbs.study import Clock, Work, content_key, data_key, run_all, without_places
 
 _FILLED = {
@@ -77,10 +85,13 @@ def curve(
 
     refuse_what_is_filled(overrides or {}, _FILLED, "curve")
     base = load_config(config, "finetune", overrides)
+    if processes < 1 or resamples < 2:
+        raise UserError(f"--processes {processes} --resamples {resamples}: at least one process and two resamples")
     floors = {name: _value(name, text) for name, text in _pairs(floor, "--floor").items()}
     module = labelled_data(str(data), base)
-    notes, chosen = _arms(arms.split(","), _pairs(arm, "--arm"), str(init), longer, module.targets)
-    leakage = _leakage(module, [found for found in chosen if found.weights and not found.like], allow_overlap)
+    asked = [name.strip() for name in arms.split(",")]
+    notes, chosen = _arms(asked, _pairs(arm, "--arm"), str(init), longer, module.targets)
+    leakage = _leakage(module, [found for found in chosen if found.weights], allow_overlap)
     works, told = _works(base, module, chosen, labels.split(","), draws, seeds, Path(out))
     notes += told
     for sentence in notes:
@@ -105,7 +116,11 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     for text in texts:
         if not all(text.partition("=")):
             raise UserError(f"{option} {text!r}: write NAME=VALUE")
-    return dict(text.split("=", 1) for text in texts)
+    pairs = [(name, value) for name, _, value in (text.partition("=") for text in texts)]
+    twice = [name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number])]
+    if twice:
+        raise UserError(f"{option} {twice[0]}: this name is given twice")
+    return dict(pairs)
 
 
 def _value(name: str, text: str) -> float:
@@ -122,7 +137,7 @@ def _arms(
     unknown = [name for name in asked if name not in ARMS]
     if unknown:
         raise UserError(f"--arms: there is no {unknown[0]!r}; valid: {', '.join(ARMS)}")
-    taken = set(extra) & {*ARMS, f"{FROZEN}_random", f"{KNN}_random"}
+    taken = set(extra) & {*ARMS, FROZEN_CONTROL, KNN_CONTROL}
     if taken:
         raise UserError(f"--arm {min(taken)}: this name is taken; give another")
     notes = []
@@ -130,10 +145,7 @@ def _arms(
         notes.append("knn is left out: it needs one class per image")
         asked = [name for name in asked if name != KNN]
     if any(name.startswith("scratch") for name in asked):
-        notes.append(
-            "scratch arms have the steps and rates of the others, without what only protects good weights "
-            "(layer-wise decay of the rate, frozen beginnings)"
-        )
+        notes.append(SCRATCH_TRAINED)
     of_name = {
         "pretrained": [Arm("pretrained", init)],
         "scratch": [Arm("scratch", init, weights=False, layer_decay=1.0)],
@@ -142,22 +154,30 @@ def _arms(
         KNN: [Arm(KNN, init), Arm(f"{KNN}_random", init, weights=False)],
     }
     chosen = [found for name in ARMS if name in asked for found in of_name[name]]
-    return notes, chosen + [_other(name, source, init) for name, source in extra.items()]
+    for name, source in extra.items():
+        found, said = _other(name, source, init)
+        chosen, notes = [*chosen, found], [*notes, *said]
+    if not chosen:
+        raise UserError(f"--arms {','.join(asked)}: no arm is left to run ({'; '.join(notes)})")
+    return notes, chosen
 
 
-def _other(name: str, source: str, init: str) -> Arm:
+def _other(name: str, source: str, init: str) -> tuple[Arm, list[str]]:
     """An export of our own, or weights of somebody else for the architecture of ``init``."""
     folder = Path(source)
     own = (folder / "card.json").is_file() or bool(list(folder.glob("exports/*/card.json")))
-    return Arm(name, source) if own else Arm(name, source, like=init)
+    if own:
+        return Arm(name, source), []
+    arm, said = foreign_arm(name, source, init)
+    return arm, [said]
 
 
 def _leakage(module: Any, arms: Sequence[Arm], allow: bool) -> list[str]:
     """Sentences on what the test shares with each pretraining and with the labelled training and validation images."""
     from ssl_med.data.overlap import Members, overlap
 
-    lines = []
-    for source in dict.fromkeys(arm.source for arm in arms):
+    lines = [f"{arm.name}: what these weights have seen is not known" for arm in arms if arm.like]
+    for source in dict.fromkeys(arm.source for arm in arms if not arm.like):
         names = ", ".join(arm.name for arm in arms if arm.source == source)
         lines += [f"{names}: {sentence}" for sentence in check_leak(module, source, allow).sentences()]
     key, test = module.store.facts["key"], module.rows("test")
@@ -166,7 +186,11 @@ def _leakage(module: Any, arms: Sequence[Arm], allow: bool) -> list[str]:
             rows = module.store.rows.where(split=split)
             found = overlap(Members.of_rows(rows, key), Members.of_rows(test, key))
             told = [sentence.replace("the pretraining", split) for sentence in found.sentences()]
-            lines += [f"{split}: {sentence.replace('a pretraining', f'a {split}')}" for sentence in told]
+            told = [f"{split}: {sentence.replace('a pretraining', f'a {split}')}" for sentence in told]
+            if found and not allow:
+                advice = "prepare the store with other splits, or say --allow_overlap to list them only"
+                raise UserError(f"{'; '.join(told)}: {advice}")
+            lines += told
     return lines
 
 
@@ -185,7 +209,7 @@ def _works(
     works = []
     for arm in arms:
         own = [job for job in jobs if job.arm == arm.name]
-        make = _votes if arm.name.startswith(KNN) else _trainings
+        make = _votes if arm.name in (KNN, KNN_CONTROL) else _trainings
         works += make(base, str(module.folder), arm, own, store, out / "runs")
     order = {job: place for place, job in enumerate(jobs)}
     return sorted(works, key=lambda work: order[work.jobs[0]]), notes
@@ -210,7 +234,7 @@ def _trainings(base: Config, data: str, arm: Arm, jobs: Sequence[Job], store: st
 
     plans = [run_config(base, data, arm, job.labels, job.draw, job.training_seed) for job in jobs]
     resolved, _ = resolve(plans[0], data)
-    del resolved["watch"], resolved["seed"]
+    watch, _ = resolved.pop("watch"), resolved.pop("seed")
     for name in ("folder", "labels", "labels_seed", "num_workers", "prefetch"):
         resolved["data"].pop(name, None)
     if "seed" not in base.get("data", {}):
@@ -218,6 +242,7 @@ def _trainings(base: Config, data: str, arm: Arm, jobs: Sequence[Job], store: st
     for name in ("devices", "num_nodes"):
         resolved["trainer"].pop(name, None)
     content = {"config": without_places(resolved), "data": store, "version": __version__}
+    content["validate"] = watch["validate"]  # chooses whose weights are tested; nothing else that is watched does
     works = []
     for job, plan in zip(jobs, plans, strict=True):
         key = content_key({**content, "labels": job.labels, "draw": job.draw, "seed": job.training_seed})

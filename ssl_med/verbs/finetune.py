@@ -8,7 +8,14 @@ from typing import Any
 
 from ssl_med.config import Config
 from ssl_med.files import write_json
-from ssl_med.verbs.arms import arm_config, check_leak, labelled_data, refuse_what_is_filled, scores_on_test
+from ssl_med.verbs.arms import (
+    SCRATCH_TRAINED,
+    arm_config,
+    check_leak,
+    labelled_data,
+    refuse_what_is_filled,
+    scores_on_test,
+)
 
 ARMS = ("pretrained", "scratch")
 
@@ -28,8 +35,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune an exported backbone on labelled images and score it on the test split.
 
-    With ``compare`` the same architecture is trained from random weights too, with the same schedule, labels and seeds;
-    the table and its verdict say what pretraining bought, whatever the answer.
+    With ``compare`` the same architecture is trained from random weights too, with the same steps, rates, labels and
+    seeds, but without what only protects good weights (layer-wise decay of the rate, frozen beginnings); the table and
+    its verdict say what pretraining bought, whatever the answer.
 
     Args:
         config: short name (``segment_3d``) or path of a YAML file.
@@ -60,7 +68,7 @@ def finetune(
             plan = arm_config(base, str(data), str(init), arm, labels, seed)
             folder = Path(out) / f"{arm}_labels={'all' if labels is None else labels}_seed={seed}"
             rows.append(_run_one(plan, str(data), folder, arm, seed, resume, overwrite))
-            table = summarise(rows) | {"overlap": leak}
+            table = summarise(rows) | {"overlap": leak, "notes": [SCRATCH_TRAINED] if compare else []}
             write_json(Path(out) / "table.json", table)
     write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     print(f"{to_text(table)}\nreport: {report(out)}")
@@ -138,9 +146,9 @@ def verdict(metric: str, mean: float, low: float | None, high: float | None, cou
     """What a difference means, in a sentence that says no more than the numbers do."""
     words = metric.replace("_", " ")
     if low is None or high is None:
-        side = "above" if mean > 0 else "below"
+        side = f"{abs(mean):.3f} {'above' if mean > 0 else 'below'}" if mean else "the same as"
         told = "too few to say that pretraining helps or harms"
-        return f"Pretrained {words} is {abs(mean):.3f} {side} scratch in one run each: {told}."
+        return f"Pretrained {words} is {side} scratch in one run each: {told}."
     interval = f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {count} seeds)"
     if low > 0:
         return f"Pretraining helped: {words} {interval}."
@@ -154,4 +162,4 @@ def to_text(table: dict[str, Any]) -> str:
     lines = [f"{'arm':12} {'labels':>6} {table['metric']:>18} {'spread':>8} {'n':>3}   ({table['unit']})"]
     for row in table["summary"]:
         lines.append(f"{row['arm']:12} {row['labels']:>6} {row['mean']:18.4f} {row['spread']:8.4f} {row['n']:>3}")
-    return "\n".join([*lines, table.get("verdict", "")]).rstrip()
+    return "\n".join([*lines, table.get("verdict", ""), *table.get("notes", [])]).rstrip()

@@ -11,6 +11,7 @@ from ssl_med.errors import UserError
 _MOST_VALUES = 6
 """More different numbers than this in a column, and it is cut into bands."""
 _NAMES = ("id", "patient", "image")
+_UNKNOWN = {"", "na", "n/a", "nan", "none", "null", "unknown", "?", "-"}
 
 
 def groups_of_rows(store: Store, rows: Sequence[Row], targets: str | None) -> dict[str, list[str]]:
@@ -33,7 +34,9 @@ def groups_of_rows(store: Store, rows: Sequence[Row], targets: str | None) -> di
     if targets == "mask":
         unit = "ml" if store.spatial_dims == 3 else "mm2"
         columns[f"outlined size ({unit})"] = [f"{_size(store, row):.6g}" for row in rows]
-    return {name: cut for name, values in columns.items() if len(set(cut := banded(values)) - {""}) > 1}
+    codes = ("site", "modality", "dataset", "class")  # may look like numbers, and are none
+    bands = {name: values if name in codes else banded(values) for name, values in columns.items()}
+    return {name: cut for name, cut in bands.items() if len(set(cut) - {""}) > 1}
 
 
 def _class_name(store: Store, row: Row) -> str:
@@ -54,13 +57,14 @@ def banded(values: Sequence[str]) -> list[str]:
     """A column as it is; one of many different numbers in three bands of about as many images each."""
     from ssl_med.evidence.subgroups import bands
 
+    values = ["" if value.lower() in _UNKNOWN else value for value in values]
     known = {value for value in values if value}
     try:
         numbers = {value: float(value) for value in known}
     except ValueError:
-        return list(values)
+        return values
     if len(known) <= _MOST_VALUES:
-        return list(values)
+        return values
     return bands([numbers.get(value) for value in values])
 
 
@@ -80,7 +84,7 @@ def groups_of_table(path: str | Path, store: Store, rows: Sequence[Row]) -> dict
     """
     if not Path(path).is_file():
         raise UserError(f"--groups {path}: there is no such file")
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         lines = list(csv.DictReader(file))
     key = next((name for name in _NAMES if lines and name in lines[0]), None)
     if key is None:
@@ -89,8 +93,18 @@ def groups_of_table(path: str | Path, store: Store, rows: Sequence[Row]) -> dict
     found = [named.get(row.patient if key == "patient" else row.id, {}) for row in rows]
     if not any(found):
         raise UserError(f"--groups {path}: no line names a {key} of the test split")
-    columns = [name for name in lines[0] if name not in _NAMES]
-    return {name: banded([(line.get(name) or "").strip() for line in found]) for name in columns}
+    columns = [name for name in lines[0] if name and name not in _NAMES]
+    groups = {name: banded([(line.get(name) or "").strip() for line in found]) for name in columns}
+    for name, values in groups.items():
+        if _names_patients(values, rows):
+            raise UserError(f"--groups {path}: column {name!r} tells nearly every patient apart; leave it out")
+    return groups
+
+
+def _names_patients(values: Sequence[str], rows: Sequence[Row]) -> bool:
+    """A column of names or numbers of patients is no group, and must not come into a report."""
+    known = {row.patient for row, value in zip(rows, values, strict=True) if value}
+    return len(known) > _MOST_VALUES and len(set(values) - {""}) > 0.8 * len(known)
 
 
 def _by_name(lines: Sequence[Mapping[str, str]], key: str, store: Store) -> dict[str, Mapping[str, str]]:

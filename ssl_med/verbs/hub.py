@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
-PICKLES = (".pkl", ".pickle", ".bin", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".ts", ".h5")
+PICKLES = (".pkl", ".pickle", ".bin", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".ts", ".h5", ".pt2")
 """Files that may run code when they are loaded, or that no export of ours holds."""
 
 
@@ -42,7 +42,8 @@ def push(folder: str | Path, to: str, yes: bool = False, public: bool = False) -
     for name in names:
         print(f"  {name}  {(folder / name).stat().st_size:,} bytes")
     if not yes:
-        print(f"nothing was sent: {len(names)} files would go to {to}; say --yes to send them")
+        kind = "the repository" if place is None else "the folder"
+        print(f"nothing was sent: {len(names)} files would go to {kind} {to}; say --yes to send them")
     elif place is not None:
         _copy(folder, names, place)
         print(f"sent {len(names)} files to {to}")

@@ -51,9 +51,11 @@ def launch(
 def _check(verb: str, options: Mapping[str, Any]) -> tuple[int, int]:
     """Refuse now what the job would refuse when it starts; returns machines and processes on each of them."""
     from ssl_med.config import load_config
+    from ssl_med.data.sections import folders_of
     from ssl_med.data.store import Store
 
-    Store(options["data"])
+    for folder in folders_of(options["data"]):
+        Store(folder)
     trainer = load_config(options["config"], verb, options.get("overrides")).get("trainer") or {}
     devices = trainer.get("devices") or 1
     return int(trainer.get("num_nodes") or 1), devices if isinstance(devices, int) and devices > 0 else 1

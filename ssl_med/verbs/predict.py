@@ -8,11 +8,12 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     """Predict every image of a folder (or one file).
 
     Label maps are written on the source's own grid, as NIfTI for volumes (also of NRRD, MetaImage and DICOM sources: in
-    RAS order, at the same world coordinates) and PNG for images, under the source's name; class probabilities go into
-    ``predictions.csv``; boxes into ``boxes.csv``, in voxels as the source's file counts them and in mm of its world, one
-    line each, and a line without a box for an image in which none was found. Where the model was trained on another grid (``prepare --spacing``, ``--orientation``,
-    ``data.crop_mm``), images are brought to it as they were for training, and every voxel of the source takes the
-    label of the nearest voxel there.
+    RAS order, at the same world coordinates) and PNG for images, under the source's name; probabilities of classes,
+    grades or findings, or the number itself (``value``), go into ``predictions.csv``. Boxes go into ``boxes.csv``, a
+    line each, in voxels as the source's file counts them and in mm of its world; an image in which none was found has a
+    line without numbers. Where the model was trained on another grid (``prepare --spacing``, ``--orientation``,
+    ``data.crop_mm``), images are brought to it as they were for training, and every voxel of the source takes the label
+    of the nearest voxel there.
 
     Args:
         model: run or export folder of a fine-tuning.
@@ -58,7 +59,7 @@ def predict(model: str | Path, data: str | Path, out: str | Path) -> Path:
     if not done:
         raise UserError(f"{data}: none of the {len(records)} images can be predicted")
     if lines:
-        _write_table(lines, card["input"]["class_names"], out / "predictions.csv")
+        _write_table(lines, _column_names(task.answers, card["input"], len(lines[0]) - 1), out / "predictions.csv")
     if boxes:
         write_boxes(boxes, card["input"].get("box_names") or [], out / "boxes.csv")
     print(f"predicted {done} of {len(records)} images: {out}")
@@ -105,7 +106,7 @@ def _modality(found: str, card: dict[str, Any]) -> str | None:
 
 
 def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
-    """Probabilities (k,), boxes (m, ...) or label map (1, \\*space) of one image as its reader gave it, on its own grid."""
+    """Probabilities (k,), boxes (m, 4n + 2) or label map (1, \\*space) of one image, on the grid of its reader."""
     import torch
 
     from ssl_med.data.settings import regrid
@@ -202,9 +203,16 @@ def _target(name: str, out: Path, suffix: str, written: set[Path]) -> Path:
     return target
 
 
-def _write_table(lines: list[list[str]], class_names: list[str], path: Path) -> None:
+def _column_names(answers: str, facts: dict[str, Any], count: int) -> list[str]:
+    """What each number of a prediction is: a class, a grade, a finding, or the value itself."""
+    if answers == "value":
+        return ["value"]
+    names, kind = facts.get(answers) or [], "finding" if answers == "finding_names" else "class"
+    return names if len(names) == count else [f"{kind}_{i}" for i in range(count)]
+
+
+def _write_table(lines: list[list[str]], names: list[str], path: Path) -> None:
     import csv
 
-    names = class_names or [str(i) for i in range(len(lines[0]) - 1)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["image", *names], *lines])

@@ -30,6 +30,7 @@ def prepare(
     tile: int = 512,
     tile_mpp: float = 0.5,
     tissue: float = 0.25,
+    saliency: str = "",
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
@@ -54,9 +55,11 @@ def prepare(
         tile: pixels along the side of a slide's tiles.
         tile_mpp: micrometres per pixel of a tile.
         tissue: least share of tissue in a tile.
+        saliency: also store a saliency map of every image: ``fine_grained``, ``spectral_residual``, ``gradient``,
+            ``entropy`` or ``foreground``; batches for pretraining then carry it. A change of it reads the images again.
 
     Returns:
-        Counts: images, new, refused, set_aside.
+        Counts: images, new, refused, set_aside; flat_maps where saliency maps were asked for.
 
     Raises:
         UserError: no usable images, too many bad ones, no room, or a setting that cannot be met.
@@ -72,7 +75,7 @@ def prepare(
     if not data.exists():
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
     grid = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing or ())
-    settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation).check()  # pyright: ignore[reportArgumentType] (check refuses other orders)
+    settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation, saliency).check()  # pyright: ignore[reportArgumentType] (check refuses others)
     table = Path(manifest) if manifest else None
     found = plan(data, table, columns, layout, dataset, tiling_of(tile, tile_mpp, tissue))  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
     for note in found.layout.notes:
@@ -132,7 +135,7 @@ def _check_room(layout: str, records: "Spool", out: Path, settings: "Settings") 
 
 def _written(out: Path, suffix: str) -> int:
     """Bytes that an earlier run, interrupted or not, has put into the store."""
-    files = (path for part in ("images", "masks") for path in (out / part).glob(f"*.{suffix}"))
+    files = (path for part in ("images", "masks", "saliency") for path in (out / part).glob(f"*.{suffix}"))
     return sum(path.stat().st_size for path in files)
 
 
@@ -145,4 +148,6 @@ def _tell(counts: dict[str, Any], out: Path) -> None:
         print(f"  not used: {number} x {reason}")
     if counts["refused"]:
         print(f"  which files these are stands in {out / 'private' / 'quarantine.parquet'}")
+    if counts.get("flat_maps"):
+        print(f"  {counts['flat_maps']} saliency maps are constant: nothing stands out in these images")
     print(f"store {out}: {counts['images']} images, {counts['new']} of them new")

@@ -62,17 +62,21 @@ def read_source(source: str | Path | Mapping[str, Any]) -> Source:
 
 
 def _folder(path: Path) -> Source:
-    if (path / "card.json").is_file() or any(path.glob("exports/*/card.json")):
+    if any(any(path.glob(place)) for place in ("card.json", "exports/*/card.json")):
         return _export(path)
     if (path / "checkpoints").is_dir():
         return _checkpoint(_newest(path / "checkpoints"))
     if (path / "config.json").is_file():
         return _hugging_face(path)
+    if any(path.glob("*/card.json")):  # what `ssl-med export --out` made
+        return _export(path)
     raise UserError(f"{path} holds neither card.json, checkpoints/ nor config.json; give {_KINDS}")
 
 
 def _export(path: Path) -> Source:
     card, where = read_card(path), find_export(path)
+    if "client" in card:
+        return _made_for_client(card, where)
     if "backbone" not in card["parts"]:
         raise UserError(f"{where} has no backbone; its parts: {', '.join(card['parts'])}")
     entry = card["parts"]["backbone"]
@@ -82,6 +86,22 @@ def _export(path: Path) -> Source:
         raise UserError(f"{file} is not the file its card describes (sha256 differs): copy the export anew")
     facts = {"class_path": entry["class_path"], **entry["init_args"]}
     return Source(where.name, _safetensors(file), "an export of ssl_med", facts, digest)
+
+
+def _made_for_client(card: dict[str, Any], where: Path) -> Source:
+    """An export in another library's layout, read as anybody's file of tensors."""
+    client, hashes = card["client"]["client"], card.get("files") or {}
+    names = [name for name in hashes if name.endswith((".safetensors", *PICKLED))]
+    if len(names) != 1 or ".." in Path(names[0]).parts or not (where / names[0]).is_file():
+        raise UserError(f"{where} was made for {client}, in a form that is not read back: take the native export")
+    if _sha256([where / names[0]]) != hashes[names[0]]:
+        raise UserError(f"{where / names[0]} is not the file its card describes (sha256 differs): copy the export anew")
+    found = read_source(where / names[0])
+    if client == "transformers":
+        found.facts["config"] = _json(where / "config.json")
+    elif heads := card["parts"].get("backbone", {}).get("init_args", {}).get("heads"):
+        found.facts["heads"] = heads
+    return Source(where.name, found.content, f"an export of ssl_med for {client}", found.facts, found.sha256)
 
 
 def _newest(folder: Path) -> Path:

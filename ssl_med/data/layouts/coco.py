@@ -87,4 +87,5 @@ def _records(path: Path, folder: Path, images: list[tuple[Any, str]], boxes: dic
             split=split_of(file.relative_to(folder).parts[:-1]) if file.is_relative_to(folder) else "",
             boxes=tuple(value for line in boxes.get(number, []) for value in line),
             frame="file",
+            boxed=True,
         )

@@ -113,7 +113,7 @@ def _targets(facts: dict[str, Any], where: str) -> dict[str, Any]:
         found["value"] = number_of("" if facts["value"] is None else str(facts["value"]), f"{where}, value")
     if isinstance(boxes := facts.get("boxes"), list):
         found["boxes"] = tuple(number for entry in boxes for number in box_line(entry, f"{where}, boxes"))
-        found["frame"] = "file"
+        found["frame"], found["boxed"] = "file", True
     return found
 
 

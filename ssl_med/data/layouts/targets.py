@@ -77,7 +77,9 @@ class Targets:
             facts["value"] = number_of(row[self.value], f"{where}, {self.value!r}")
         if self.boxes or self.side:
             lines = self.side.of(image) if self.side else boxes_of(row[self.boxes], f"{where}, {self.boxes!r}")
-            facts["boxes"] = tuple(number for line in lines for number in line)
+            if lines is not None:  # an image that a table of boxes does not name was looked at too
+                facts["boxes"] = tuple(number for line in lines for number in line)
+                facts["boxed"] = True
             facts["frame"] = self.frame
         if self.groups:
             found = ((name, group_of(name, row[column] or "")) for name, column in self.groups.items())
@@ -162,14 +164,16 @@ def number_of(text: str | None, where: str) -> float | None:
     return found
 
 
-def boxes_of(text: str | None, where: str) -> list[Line]:
+def boxes_of(text: str | None, where: str) -> list[Line] | None:
     """The boxes of a cell: ``[[x, y, w, h, class], ...]``, in volumes ``[x, y, z, w, h, d, class]``, or as objects.
+
+    ``[]`` says that the image has none; of an empty cell nothing is known, which is None.
 
     Raises:
         UserError: no JSON, or no boxes.
     """
     if not (text or "").strip():
-        return []
+        return None
     try:
         content = json.loads(text or "")
     except ValueError:

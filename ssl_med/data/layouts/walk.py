@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssl_med.data.layouts.base import File
 from ssl_med.data.layouts.masks import in_mask_folder, masks_beside
-from ssl_med.data.readers import reader_of
+from ssl_med.data.readers import COMPANIONS, reader_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,18 @@ def _leaf(place: Path, names: list[str], folder: Path) -> Leaf:
     parts = place.relative_to(folder).parts if place.is_relative_to(folder) else ()
     files = [(path, reader_of(path)) for path in map(place.joinpath, names)]
     images = [File(path, reader) for path, reader in files if reader]
-    ignored = len(files) - len(images)
+    heads = {path.stem.lower() for path, reader in files if reader}
+    ignored = sum(not (reader or _belongs(path, heads)) for path, reader in files)
     if in_mask_folder(parts, folder):
         return Leaf(parts, masks=len(images), ignored=ignored)
     beside, masks = masks_beside([file.path for file in images])
     return Leaf(parts, [file for file in images if file.path not in masks], beside, len(masks), ignored)
+
+
+def _belongs(path: Path, heads: set[str]) -> bool:
+    """The file holds the voxels of a header beside it."""
+    name = path.name.lower()
+    return any(name.endswith(end) and name.removesuffix(end) in heads for end in COMPANIONS)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:

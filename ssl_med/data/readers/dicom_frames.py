@@ -28,6 +28,9 @@ _SAFE |= dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), ("pylibjpeg",)
 _SAFE |= dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), ("pyjpegls",))
 """Decoders that fuzzing did not crash. GDCM ends the whole process on a damaged JPEG: it works apart."""
 
+_DEEP_COLOURS = ("RGB", "YBR_RCT", "YBR_ICT")
+"""Colour that has its meaning in 16 bits too: RGB, and what JPEG 2000 turns into it while it decodes."""
+
 _QUANTITATIVE = ("CT", "PT")
 """Their numbers mean something: MONOCHROME1 only says how to show them."""
 
@@ -76,14 +79,14 @@ def spoken(syntax: UID) -> str:
 
 
 def decoded(file: Path, header: Dataset, plugin: str) -> Iterator[np.ndarray]:
-    """Stored values (rows, columns, c) of each frame, colour as 8-bit RGB.
+    """Stored values (rows, columns, c) of each frame, colour as RGB of 8 or 16 bits.
 
     Args:
         file: of one or more frames; ``header``: of it.
         plugin: of pydicom, from :func:`plugin_for`.
 
     Raises:
-        Unreadable: truncated or damaged pixels, a kind of colour that has more than 8 bits.
+        Unreadable: truncated or damaged pixels, a kind of colour that is not read at its depth.
     """
     with (
         refusing("not a DICOM file, or a broken one"),
@@ -114,8 +117,8 @@ def _shown(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
         frame = (frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame
     elif photometric == "MONOCHROME1" and modality_of(dataset) not in _QUANTITATIVE:
         frame = _inverted(frame, dataset)
-    if colours == 3 and frame.dtype != np.uint8:
-        raise Unreadable(f"colour of type {frame.dtype}, expected 8 bits")
+    if colours == 3 and frame.dtype != np.uint8 and (frame.dtype != np.uint16 or photometric not in _DEEP_COLOURS):
+        raise Unreadable(f"{photometric} colour of type {frame.dtype}, expected 8 bits, or RGB of 16 bits")
     return frame.reshape(int(dataset.Rows), int(dataset.Columns), colours)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from ssl_med.data.readers import png16, tiff
+from ssl_med.data.readers import jpeg12, png16, tiff
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
 from ssl_med.data.record import Image, Record, Unreadable
@@ -46,6 +46,9 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS, palette: bool = True) 
         size = stream.seek(0, 2)
         if size > limits.size:
             raise Unreadable(f"file has {size} bytes, the limit is {limits.size}")
+        frame = jpeg12.frame_of(stream)
+        if frame is not None and frame[0] > 8:
+            return Image(np.moveaxis(jpeg12.decode(stream, frame, limits), -1, 0), (1.0, 1.0))
         with _open(stream) as picture:
             _check(picture, limits)
         with _open(stream) as picture:  # Pillow wants a fresh start after checking

@@ -22,8 +22,10 @@ _REDUCED = 1 | 4
 """NewSubfileType: a smaller copy, or a transparency mask, of another page."""
 
 _SUBFILE, _BITS, _PHOTOMETRIC, _DESCRIPTION, _ORIENTATION, _FORMAT = 254, 258, 262, 270, 274, 339
-_COLOURS = {(0, 1), (1, 1), (2, 3)}
-"""PhotometricInterpretation and channels without transparency: white is zero, black is zero, RGB."""
+_COLOURS = {(0, 1), (1, 1), (2, 3), (5, 4)}
+"""PhotometricInterpretation and channels without transparency: white is zero, black is zero, RGB, CMYK."""
+
+_INK_SET = 332
 
 _WITHOUT_CODECS = (1, 8, 32946)  # none and deflate; tifffile asks imagecodecs for the rest
 _MAX_PAGES = 1 << 16
@@ -142,7 +144,10 @@ def _page(page, number: int) -> _Page:
         raise Unreadable("a page that is no picture")
     colours = page.samplesperpixel - len(page.extrasamples)
     if _PHOTOMETRIC not in page.tags or (int(page.photometric), colours) not in _COLOURS:
-        raise Unreadable("a page of other colours than grey or RGB, or one that does not say which")
+        raise Unreadable("a page of other colours than grey, RGB or CMYK, or one that does not say which")
+    inks = int(page.photometric) == 5
+    if inks and (page.tags.valueof(_INK_SET, 1) != 1 or page.dtype.kind != "u"):
+        raise Unreadable("a page of inks that are not cyan, magenta, yellow and black")
     if page.compression not in _WITHOUT_CODECS and find_spec("imagecodecs") is None:
         raise Unreadable("this compression needs the package imagecodecs: pip install 'ssl_med[slides]'")
     if 0 in page.databytecounts:
@@ -150,7 +155,9 @@ def _page(page, number: int) -> _Page:
     tile = (page.tilelength * page.tilewidth) if page.is_tiled else 1
     check_shape((tile,), page.dtype.itemsize, Limits(2**28, 2**30))
     kind = f"{page.dtype}, {page.photometric}"
-    return _Page((page.imagewidth, page.imagelength), kind, page.samplesperpixel, page.dtype.itemsize, number)
+    return _Page(
+        (page.imagewidth, page.imagelength), kind, 3 if inks else page.samplesperpixel, page.dtype.itemsize, number
+    )
 
 
 def _decoded(page) -> np.ndarray:
@@ -158,8 +165,17 @@ def _decoded(page) -> np.ndarray:
     array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
     if page.photometric == 0 and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
+    if page.photometric == 5:
+        return _from_inks(array[..., :4])
     colour = page.photometric == 2
     return array[..., :3] if colour else array[..., : array.shape[-1] - len(page.extrasamples) or 1]
+
+
+def _from_inks(array: np.ndarray) -> np.ndarray:
+    """Cyan, magenta, yellow and black (y, x, 4) to RGB as Pillow does it, without a colour profile."""
+    most = np.iinfo(array.dtype).max
+    light = most - array.astype(np.float64)
+    return np.rint(light[..., :3] * light[..., 3:] / most).astype(array.dtype)
 
 
 def _allowed(pages: int) -> int:

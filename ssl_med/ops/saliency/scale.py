@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
+
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601), as in OpenCV."""
 
@@ -13,7 +15,7 @@ def grey(image: Float[Tensor, "b c *space"]) -> Float[Tensor, "b 1 *space"]:
     image = image.float()
     if image.shape[1] != 3:
         return image.mean(1, keepdim=True)
-    weights = torch.tensor(_LUMA, device=image.device).reshape(1, 3, *[1] * (image.ndim - 2))
+    weights = constant(_LUMA, image.device).reshape(1, 3, *[1] * (image.ndim - 2))
     return (image * weights).sum(1, keepdim=True)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_med.errors import UserError
+from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.shuffle import local_shuffle_
 from ssl_med.transforms.base import Params, check_range
@@ -54,10 +55,7 @@ class LocalShuffle(Corruption):
         """A key per image, the largest window of each in voxels (b, 3), and the number of its windows (b,)."""
         image = batch["image"]
         limits = self._limits(image, batch.get("spacing") if self.unit == "mm" else None)
-        mean_volume = ((limits + 1) / 2).double().prod(1)
-        counts = (PUBLISHED * math.prod(image.shape[2:]) / mean_volume).round().long()
-        if self.windows is not None:
-            counts = torch.full_like(counts, self.windows)
+        counts = self._counts(limits, math.prod(image.shape[2:]))
         return {**self.sample(image, draws), "limits": limits, "windows": counts}
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
@@ -67,17 +65,37 @@ class LocalShuffle(Corruption):
     def corrupt_(self, volumes: Tensor, params: Params) -> Tensor:
         """The shuffled images."""
         windows = (params["key"], params["limits"], params["windows"])
-        return local_shuffle_(volumes, *windows, params["chosen"])
+        return local_shuffle_(volumes, *windows, params["chosen"], self._bounds(volumes))
+
+    def _counts(self, limits: Tensor, voxels: int) -> Tensor:
+        """Windows of each image, (b,)."""
+        mean_volume = ((limits + 1) / 2).double().prod(1)
+        counts = (PUBLISHED * voxels / mean_volume).round().long()
+        return counts if self.windows is None else torch.full_like(counts, self.windows)
+
+    def _bounds(self, volumes: Tensor) -> tuple[int, int] | None:
+        """Windows of an image and voxels of the largest one; None where they depend on the spacing."""
+        if self.unit == "mm":
+            return None
+        limits = torch.tensor([self._sides(space_of(volumes))])
+        return int(self._counts(limits, math.prod(volumes.shape[2:]))), int(limits.prod())
 
     def _limits(self, image: Tensor, spacing: Tensor | None) -> Tensor:
         """Largest side of a window of each image along z, y, x."""
-        space, axes = torch.tensor(space_of(image), device=image.device), image.ndim - 2
-        if self.largest is None:
-            return torch.minimum((space // 10).clamp(min=2), space).repeat(len(image), 1)
-        sides = self.largest if isinstance(self.largest, list) else [self.largest] * axes
-        if len(sides) != axes:
+        space, axes = space_of(image), image.ndim - 2
+        if isinstance(self.largest, list) and len(self.largest) != axes:
             raise UserError(f"LocalShuffle: largest {self.largest} does not fit images of {axes} axes")
-        sizes = torch.tensor(sides, device=image.device, dtype=torch.float32).repeat(len(image), 1)
-        if spacing is not None:
-            sizes = sizes / spacing
-        return torch.minimum(functional.pad(sizes.long(), (3 - axes, 0), value=1).clamp(min=1), space)
+        if spacing is None or self.largest is None:
+            return constant(self._sides(space), image.device).repeat(len(image), 1)
+        sides = self.largest if isinstance(self.largest, list) else [self.largest] * axes
+        sizes = constant(sides, image.device, torch.float32) / spacing
+        longest = functional.pad(sizes.long(), (3 - axes, 0), value=1).clamp(min=1)
+        return torch.minimum(longest, constant(space, image.device))
+
+    def _sides(self, space: tuple[int, int, int]) -> list[int]:
+        """Largest side of a window in voxels along z, y, x."""
+        if self.largest is None:
+            return [min(max(length // 10, 2), length) for length in space]
+        sides = self.largest if isinstance(self.largest, list) else [self.largest] * 3
+        sides = [1] * (3 - len(sides)) + sides
+        return [min(max(int(side), 1), length) for side, length in zip(sides, space, strict=True)]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ssl_med.ops.constants import constant
 from ssl_med.ops.painting import paint_
 from ssl_med.ops.random import Draws
 from ssl_med.ops.unit import UnitRange, check_unit, value_range
@@ -36,7 +37,7 @@ class Painting(Corruption):
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
         """In or out (b,), corners and sides of the boxes (b, 5, 3) in voxels along z, y, x, and a key for the noise."""
-        space = torch.tensor(space_of(image), device=image.device)
+        space = constant(space_of(image), image.device)
         numbers = draws.uniform(BOXES, 8)  # side and corner along three axes, whether there is another box, in or out
         inward = numbers[:, 0, 7] < self.inward
         inner = integers_between(numbers[..., :3], space // 6, space // 3)
