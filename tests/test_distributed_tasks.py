@@ -17,7 +17,6 @@ from ssl_med.tasks import PretextTask, SupervisedTask, Task
 
 STEPS = 3
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch renames its collectives
     pytest.mark.filterwarnings("ignore:Grad strides do not match"),  # kernels of one voxel, channels last: speed only
 ]
 ALL = {case.id: case.values for case in [*cases(PretextTask), *cases(SupervisedTask)]}

@@ -25,7 +25,6 @@ SHARDED = {
     "ModelsGenesis-ViT-2d": None,
 }
 STEPS = 6
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch renames its collectives
 
 
 @pytest.fixture

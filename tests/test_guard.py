@@ -20,7 +20,6 @@ from ssl_med.tasks import DINO
 from ssl_med.verbs.replay import replay
 
 STEPS = 8
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch renames its collectives
 CONFIG = {
     "task": {
         "class_path": "ssl_med.tasks.DINO",

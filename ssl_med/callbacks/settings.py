@@ -31,7 +31,7 @@ class Watching:
         checkpoint_async: write checkpoints beside the steps, from a copy of the state in the memory of the CPU.
         step_timeout: seconds after which a step that has not ended ends the process, with the stacks of all threads in
             the run's folder; looks at the run count as part of a step. None to wait for ever.
-        collective_timeout: seconds that a process waits for the others; None for torch's 30 minutes (NCCL: 10).
+        collective_timeout: seconds that a process waits for the others; None for torch's own (30 minutes; NCCL 10).
         skip_patience: steps in a row that may be skipped, since a loss or a gradient is not finite, before the run ends.
         spike: spreads above the running median from which a loss is told to leap; 0 for never.
         skip_spikes: skip such steps like those that are not finite.

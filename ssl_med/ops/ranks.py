@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,42 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; its gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same sum in every process."""
+        summed = x.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """What every process asks of the sum."""
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; the gradient of a row is the sum of what the processes ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """(b, ...) -> (world * b, ...)."""
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """This process's rows of the sum."""
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather(x: Tensor) -> Tensor:
     """Rows of all processes, in the order of their ranks, (b, ...) -> (world * b, ...); gradients flow back to each.
 
@@ -41,18 +78,14 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x.contiguous()))
+    return _Gather.apply(x.contiguous())  # pyright: ignore[reportReturnType]
 
 
 def total(x: Tensor) -> Tensor:
     """Sum over all processes; gradients flow back to each, see :func:`gather`."""
     if world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(x.contiguous())
+    return _Sum.apply(x.contiguous())  # pyright: ignore[reportReturnType]
 
 
 def mean(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ ones. Defaults (75 % hidden, decoder 512 x 8, targets standardised per patch) ar
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +28,10 @@ from ssl_med.types import Batch, Losses
 
 _CONSTANT = 1e-6
 """Variance up to which a patch counts as constant: its standardised target is (nearly) zero whatever it shows."""
+
+
+_WARM, _HALF, _WORSE = 0.1, 0.5, 1.1
+"""Shares of the training after which a prediction worse than nothing by this factor, or no better, is worth a word."""
 
 
 class Hidden(NamedTuple):
@@ -137,6 +142,7 @@ class MAE(PretextTask):
         self.mask_ratio, self.norm_pix, self.mask = mask_ratio, norm_pix, mask
         self.saliency = saliency if saliency is not None or mask != "saliency" else StoredSaliency(FineGrained())
         self.decoder_dim, self.decoder_depth, self.decoder_heads = decoder_dim, decoder_depth, decoder_heads
+        self._progress = 0.0
         voxels = backbone.patch_embed.proj.in_features
         self.decoder = MAEDecoder(backbone.embed_dim, voxels, decoder_dim, decoder_depth, decoder_heads)
 
@@ -212,6 +218,30 @@ class MAE(PretextTask):
             return target, torch.ones_like(target)
         weight = patchify(view["valid"].float().expand_as(image), patch)
         return target, take(weight, hidden.unseen)
+
+    def after_step(self, progress: float) -> None:
+        """Remembers how far the training is, for :meth:`verdict`."""
+        self._progress = progress
+
+    @torch.no_grad()
+    def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
+        """Error of the prediction, and of predicting nothing: each patch's mean, or 0 where patches keep their own."""
+        view = self.views(batch)[0]
+        hidden = self.hide(view)
+        prediction = self.reconstruct(view, hidden)
+        blank = self.error(view, hidden, torch.zeros_like(prediction))[0]
+        return {"masked_error": self.error(view, hidden, prediction)[0], "blank_error": blank}
+
+    def verdict(self, signs: Mapping[str, float]) -> str:
+        """A sentence if the prediction is worse than nothing after the warm-up, or no better after half the time."""
+        error, blank = signs["masked_error"], signs["blank_error"]
+        factor = _WORSE if self._progress < _HALF else 1.0
+        if self._progress < _WARM or error < factor * blank:
+            return ""
+        return (
+            f"the hidden patches are not predicted: error {error:.3f}, and {blank:.3f} from predicting nothing; lower "
+            "learner.lr, train longer, or look whether the images are constant"
+        )
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
