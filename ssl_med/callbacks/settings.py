@@ -32,7 +32,7 @@ class Watching:
         step_timeout: seconds after which a step that has not ended ends the process, with the stacks of all threads in
             the run's folder; looks at the run count as part of a step. None to wait for ever.
         collective_timeout: seconds that a process waits for the others; None for torch's own (30 minutes; NCCL 10).
-        skip_patience: steps in a row that may be skipped, since a loss or a gradient is not finite, before the run ends.
+        skip_patience: steps in a row that may be skipped, as a loss or a gradient is not finite, before the run ends.
         spike: spreads above the running median from which a loss is told to leap; 0 for never.
         skip_spikes: skip such steps like those that are not finite.
         track: further trackers, ``tensorboard`` and ``wandb``; both write into the run's folder.
