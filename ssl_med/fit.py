@@ -261,7 +261,7 @@ def _trainer(
     given["strategy"] = strategy_of(given.get("strategy", "auto"), given.get("devices", 1))
     trainer = pl.Trainer(  # pyright: ignore[reportCallIssue]
         **{**own, **given},
-        logger=watch.loggers(folder.path, step, folder.state["run"]),
+        logger=watch.loggers(folder.path, step, folder.state["run"], folder.leads),
         callbacks=watch.callbacks(kind, signals),
         default_root_dir=folder.path,
         enable_checkpointing=False,

@@ -68,7 +68,8 @@ def test_verdicts_carry_the_name_of_the_part(tiny_vit, make_batch) -> None:
     task = Hybrid(tiny_vit(2), PARTS).eval()
     with torch.no_grad():
         signs = {name: float(value) for name, value in task.vital_signs(make_batch((16, 16))).items()}
-    assert set(signs) == {"contrast/embedding_spread", "contrast/embedding_rank"}
+    own = {"contrast/embedding_spread", "contrast/embedding_rank", "mae/masked_error", "mae/blank_error"}
+    assert set(signs) == own
     assert task.verdict({**signs, "contrast/embedding_spread": 0.0}).startswith("contrast: the embedding")
     assert set(task.pictures(make_batch((16, 16)))) > {"mae: input", "contrast: first view"}
 

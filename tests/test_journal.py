@@ -59,6 +59,6 @@ def test_nothing_is_sent_unless_asked():
 def test_callbacks_of_both_kinds():
     names = [[type(c).__name__ for c in Watching().callbacks(kind)] for kind in ("pretrain", "finetune")]
     assert names == [
-        ["Progress", "Health", "Probes", "Pictures", "Waiting", "Checkpoints"],
-        ["Progress", "Validate", "Pictures", "Waiting", "Checkpoints"],
+        ["Progress", "Guard", "Health", "Probes", "Pictures", "Waiting", "Checkpoints"],
+        ["Progress", "Guard", "Validate", "Pictures", "Waiting", "Checkpoints"],
     ]

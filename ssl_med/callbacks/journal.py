@@ -23,14 +23,15 @@ class JsonLines(Logger):
     Args:
         folder: of the run.
         resume_step: lines of later steps are dropped, since these steps are run again; all of them at step 0.
+        leads: this process writes the run's folder; only it drops lines.
     """
 
-    def __init__(self, folder: Path, resume_step: int = 0) -> None:
+    def __init__(self, folder: Path, resume_step: int = 0, leads: bool = True) -> None:
         super().__init__()
         self.path = folder / "metrics.jsonl"
-        self._drop_after(resume_step)
+        if leads:
+            self._drop_after(resume_step)
 
-    @rank_zero_only
     def _drop_after(self, step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() and step else []
         temporary = self.path.with_name(f".{self.path.name}")

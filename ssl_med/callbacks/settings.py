@@ -62,9 +62,9 @@ class Watching:
         guard = Guard(self.skip_patience, self.spike, self.skip_spikes)
         return [Progress(), guard, *looks, Pictures(self.pictures), Waiting(), saves, *dogs]
 
-    def loggers(self, folder: Path, resume_step: int, run: str = "") -> list[Logger]:
+    def loggers(self, folder: Path, resume_step: int, run: str = "", leads: bool = True) -> list[Logger]:
         """Always JSON lines, then what was asked for. No tracker is given the config: it holds local paths."""
-        chosen: list[Logger] = [JsonLines(folder, resume_step)]
+        chosen: list[Logger] = [JsonLines(folder, resume_step, leads)]
         for name in self.track:
             if name == "tensorboard":
                 from pytorch_lightning.loggers import TensorBoardLogger

@@ -30,8 +30,9 @@ _CONSTANT = 1e-6
 """Variance up to which a patch counts as constant: its standardised target is (nearly) zero whatever it shows."""
 
 
-_WARM, _HALF, _WORSE = 0.1, 0.5, 1.1
-"""Shares of the training after which a prediction worse than nothing by this factor, or no better, is worth a word."""
+_WARM, _HALF = 0.1, 0.5
+_FAR_WORSE, _WORSE = 3.0, 1.5
+"""Factors on the error of predicting nothing that are worth a word after these shares of the training."""
 
 
 class Hidden(NamedTuple):
@@ -233,9 +234,9 @@ class MAE(PretextTask):
         return {"masked_error": self.error(view, hidden, prediction)[0], "blank_error": blank}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the prediction is worse than nothing after the warm-up, or no better after half the time."""
+        """A sentence if the prediction is far worse than none after the warm-up, or worse after half the time."""
         error, blank = signs["masked_error"], signs["blank_error"]
-        factor = _WORSE if self._progress < _HALF else 1.0
+        factor = _FAR_WORSE if self._progress < _HALF else _WORSE
         if self._progress < _WARM or error < factor * blank:
             return ""
         return (

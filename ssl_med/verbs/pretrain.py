@@ -39,6 +39,7 @@ def pretrain(
     from ssl_med.data.sections import folders_of, sections_of
     from ssl_med.data.store import Store
     from ssl_med.fit import fit
+    from ssl_med.run_folder import is_leader
     from ssl_med.recipe import arguments, locate
 
     begin = {} if init_from is None else {"init_from.source": str(init_from)}
@@ -50,6 +51,7 @@ def pretrain(
     if isinstance(backbone, dict) and "in_channels" in arguments(locate(backbone["class_path"], "task.backbone")):
         backbone["init_args"] = {"in_channels": channels, **(backbone.get("init_args") or {})}
     folder = fit("pretrain", loaded, folders, out, resume, overwrite)  # pyright: ignore[reportArgumentType]
-    for made in sorted((folder / "exports").iterdir()):
-        print(f"pretrained: {made}")
+    if is_leader():  # the others are through before it has written
+        for made in sorted((folder / "exports").iterdir()):
+            print(f"pretrained: {made}")
     return folder
