@@ -59,7 +59,7 @@ class Watch(pl.Callback):
 
     def _look_aside(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A look must change nothing: random state and mode are put back."""
-        task: Any = pl_module.whole()  # all processes gather it, the first one looks
+        task: Any = cast(Any, pl_module).whole()  # all processes gather it, the first one looks
         if task is None or not trainer.is_global_zero:
             return
         training = task.training

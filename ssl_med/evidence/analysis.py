@@ -235,7 +235,7 @@ def _patient_differences(study: Study, both: Sequence[tuple[Values, Values]], sh
         parts = [contributions(study.metric, values) for values in (a, b)] if same else [None, None]
         if not all(_adds_up(study, *pair) for pair in zip(parts, (a, b), strict=True)):
             return None
-        total += weight * (parts[0] - parts[1])
+        total += weight * np.subtract(*parts)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return np.bincount(study.codes, total, study.patient_count)
 
 

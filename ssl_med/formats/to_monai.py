@@ -143,7 +143,7 @@ def _notes(backbone: Backbone) -> list[str]:
             "SegResNet": "`convInit.` and `down_layers.`",
             "DynUNet": "`input_block.`, `downsamples.` and `bottleneck.`",
         }
-        name = backbone.name  # pyright: ignore
+        name = str(backbone.name)
         return [f"Pretrained is the encoder, {encoder[name]}; the rest is what MONAI's constructor gives (seed 0)."]
     scale = (_EPSILON / backbone.norm_eps) ** 0.5
     notes = [

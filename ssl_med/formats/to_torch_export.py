@@ -44,7 +44,7 @@ def write(part: nn.Module, card: Mapping[str, Any], folder: Path) -> Written:
 
 def inputs_of(program: torch.export.ExportedProgram) -> list[str]:
     """Names of what a program takes."""
-    return list(program.graph_signature.user_inputs)  # pyright: ignore[reportArgumentType]
+    return [str(name) for name in program.graph_signature.user_inputs]
 
 
 def opens(folder: Path) -> None:

@@ -39,8 +39,8 @@ def pretrain(
     from ssl_med.data.sections import folders_of, sections_of
     from ssl_med.data.store import Store
     from ssl_med.fit import fit
-    from ssl_med.run_folder import is_leader
     from ssl_med.recipe import arguments, locate
+    from ssl_med.run_folder import is_leader
 
     begin = {} if init_from is None else {"init_from.source": str(init_from)}
     loaded = load_config(config, "pretrain", {**begin, **(overrides or {})})
