@@ -1,4 +1,4 @@
-"""One training step of ours beside the same step of others: ``python -m benchmarks.steps [dino mae mae_3d genesis]``.
+"""One training step of ours beside the same step of others: ``python -m benchmarks.steps [--work dino mae ...]``.
 
 Each step is forward, backward, clipping where the method has it, optimiser and teacher, on views that are ready. Every
 side does the same work in float32, and in bf16 autocast too where the processor multiplies bf16. Steps are taken in
@@ -243,7 +243,7 @@ def report(name: str, rounds: int, batch: int | None, bf16: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", nargs="*", choices=[*WORK, []], default=list(WORK))
+    parser.add_argument("--work", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int)
     arguments = parser.parse_args()
@@ -251,7 +251,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{machine()}; torch {torch.__version__}, one thread\n")
     precisions = [False, True] if best_precision() == "bf16-mixed" else [False]
-    for name in arguments.work or WORK:
+    for name in arguments.work:
         for bf16 in precisions:
             print(report(name, arguments.rounds, arguments.batch, bf16), flush=True)
 
