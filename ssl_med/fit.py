@@ -15,6 +15,7 @@ from ssl_med import __version__
 from ssl_med.callbacks import Saving, Signals, newest_whole, remove_leftovers
 from ssl_med.callbacks.settings import Watching
 from ssl_med.callbacks.signals import leave_together, quiet_lightning, release_children, set_timeout
+from ssl_med.callbacks.validation import ended_early
 from ssl_med.config import RESERVED, Config
 from ssl_med.data.ledger import mark_start
 from ssl_med.data.module import StoreData
@@ -207,7 +208,7 @@ def _run(trainer: pl.Trainer, learner: Learner, module: Data, checkpoint: Path |
         raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from error
     except (MemoryError, RuntimeError) as error:
         raise out_of_memory(error, learner, module.parts[0], trainer) or module.explain(error) or error from error
-    return trainer.global_step >= trainer.max_steps
+    return trainer.global_step >= trainer.max_steps or ended_early(trainer)
 
 
 def begin_with(task: Task, resolved: Config, folder: RunFolder, fresh: bool) -> dict[str, Any]:

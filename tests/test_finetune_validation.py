@@ -12,6 +12,7 @@ from stores import pictures, store_of
 from ssl_med.callbacks import AtomicCheckpointIO, validation
 from ssl_med.config import load_config
 from ssl_med.data.module import StoreData
+from ssl_med.errors import UserError
 from ssl_med.fit import fit
 
 STEPS = 8
@@ -96,6 +97,26 @@ def test_a_resumed_run_chooses_and_ends_as_the_uninterrupted_one(store, tmp_path
     ]
     assert scores[0] == scores[1]
     assert [line["step"] for line in scores[0]] == [2, 4, 6, 8]
+
+
+def test_patience_ends_the_run_and_a_resumed_one_ends_there_too(store, tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch, [0.9, 0.5, 0.4])
+    run = fit("finetune", config(patience=2), str(store), tmp_path / "run")
+    state = json.loads((run / "run.json").read_text())
+    assert (state["status"], state["step"]) == ("finished", 6)
+    assert same(exported(run), weights(run / "checkpoints" / "best-val.ckpt"))
+    before = exported(run)
+    (run / "run.json").write_text(json.dumps({**state, "status": "running"}))  # killed before it had exported
+    (run / "exports" / "task" / "card.json").unlink()
+    (run / "exports" / "task" / "task.safetensors").unlink()
+    fit("finetune", config(patience=2), str(store), run)
+    assert json.loads((run / "run.json").read_text())["step"] == 6
+    assert same(exported(run), before)
+
+
+def test_a_patience_of_nothing_is_refused(store, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"watch\.patience: 0 must be 1 or more"):
+        fit("finetune", config(patience=0), str(store), tmp_path / "run")
 
 
 def test_only_the_validation_split_is_read(store, tmp_path, monkeypatch) -> None:

@@ -26,6 +26,7 @@ class Watching:
         health: measurements of feature spread and rank.
         pictures: panels of what the task sees and makes.
         validate: scores on the validation split during fine-tuning; the best of these moments is what is exported.
+        patience: looks in a row without a better validation score after which a fine-tuning ends early; None for never.
         checkpoint_minutes: time between checkpoints.
         checkpoint_steps: save also every so many steps.
         checkpoint_async: write checkpoints beside the steps, from a copy of the state in the memory of the CPU.
@@ -43,6 +44,7 @@ class Watching:
     health: int = 10
     pictures: int = 4
     validate: int = 5
+    patience: int | None = None
     checkpoint_minutes: float = 15.0
     checkpoint_steps: int | None = None
     checkpoint_async: bool = False
@@ -56,7 +58,8 @@ class Watching:
 
     def callbacks(self, kind: str, signals: Signals | None = None) -> list[pl.Callback]:
         """Those of a pretraining or a fine-tuning; probes come after health, checkpoints last."""
-        looks = [Validate(self.validate)] if kind == "finetune" else [Health(self.health), Probes(self.probes)]
+        choose = Validate(self.validate, self.patience)
+        looks = [choose] if kind == "finetune" else [Health(self.health), Probes(self.probes)]
         saves = Checkpoints(self.checkpoint_minutes, self.checkpoint_steps, signals=signals)
         dogs = [Watchdog(self.step_timeout)] if self.step_timeout else []
         guard = Guard(self.skip_patience, self.spike, self.skip_spikes)

@@ -28,22 +28,36 @@ class Validate(Watch):
 
     Args:
         times: how often; with 1 the end alone is looked at, and chosen.
+        patience: looks in a row without a better score after which the run ends before its last step; None for never.
+
+    Raises:
+        UserError: a patience below 1.
     """
 
-    def __init__(self, times: int = 5) -> None:
+    def __init__(self, times: int = 5, patience: int | None = None) -> None:
         super().__init__(times)
-        self._best, self._step, self._improved = -math.inf, -1, False
+        if patience is not None and patience < 1:
+            raise UserError(f"watch.patience: {patience} must be 1 or more looks, or null for a run to its last step")
+        self.patience = patience
+        self._best, self._step, self._improved, self._worse = -math.inf, -1, False, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far and its step, so that a resumed run chooses as an uninterrupted one."""
-        return {"best": self._best, "step": self._step}
+        """The best score, its step and the looks since, so that a resumed run chooses as an uninterrupted one."""
+        return {"best": self._best, "step": self._step, "worse": self._worse}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`state_dict`."""
         self._best, self._step = state_dict["best"], state_dict["step"]
+        self._worse = state_dict.get("worse", 0)  # checkpoints from before there was a patience
+
+    @property
+    def ended(self) -> bool:
+        """The patience is at its end: no step is to follow."""
+        return self.patience is not None and self._worse >= self.patience
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A head that has not been trained has no score worth a look."""
+        """A head that has not been trained has no score worth a look; a run that had ended does not go on."""
+        trainer.should_stop = trainer.should_stop or self.ended
 
     def look(self, trainer: pl.Trainer, task: SupervisedTask) -> None:
         """Log ``val/...`` and see whether it is the best so far."""
@@ -60,13 +74,16 @@ class Validate(Watch):
     def after_look(self, trainer: pl.Trainer) -> None:
         """Keep the weights of the best score; every process learns what the first one found."""
         self._best, self._step, improved = trainer.strategy.broadcast((self._best, self._step, self._improved))
-        self._improved = False
+        self._improved, self._worse = False, 0 if improved else self._worse + 1
         if improved and not _in_parts(trainer):
             trainer.save_checkpoint(self._path(trainer))
+        if self.ended and trainer.global_step < trainer.max_steps:
+            LOG.info("step %d: %d looks without a better score, the run ends here", trainer.global_step, self._worse)
+            trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back, once the last checkpoint has been written."""
-        if self._step < 0 or trainer.global_step < trainer.max_steps:
+        if self._step < 0 or (trainer.global_step < trainer.max_steps and not self.ended):
             return
         if self._step != trainer.global_step:
             path = self._path(trainer)
@@ -91,3 +108,8 @@ def has_validation(data: StoreData) -> bool:
         return len(data.rows("val")) > 0
     except UserError:  # how a data module says that there are none
         return False
+
+
+def ended_early(trainer: pl.Trainer) -> bool:
+    """The patience of the validation ended the run before its last step."""
+    return any(isinstance(callback, Validate) and callback.ended for callback in trainer.callbacks)  # pyright: ignore

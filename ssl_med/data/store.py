@@ -11,7 +11,6 @@ Layout of the folder::
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssl_med.data.arrays import write_array
+from ssl_med.data.at_hand import AtHand
 from ssl_med.data.manifest import VERSION, open_index, read_facts, read_lock, write_index, write_lock
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.seal import Damaged
@@ -37,8 +37,6 @@ __all__ = [
     "write_index",
     "write_lock",
 ]
-
-_OPEN = 16  # files kept open per process: k crops of one image open it once
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -67,13 +65,13 @@ class Store:
         self.channels: int = self.facts["channels"]
         self.class_names: list[str] = self.facts["class_names"]
         self._shelf: Shelf = shelf_of(self.folder, self.facts, self.rows)
-        self._open: OrderedDict[tuple[str, str], StoredArray] = OrderedDict()
+        self._at_hand = AtHand()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_at_hand": AtHand()}
 
     def read(
         self,
@@ -141,16 +139,8 @@ class Store:
             raise Damaged(f"{part} {row.id}: {error}") from None
 
     def _array(self, row: Row, part: str) -> StoredArray:
-        """The open file, from the few that were used last."""
-        key = (part, row.id)
-        found = self._open.pop(key, None)
-        if found is None or not found.is_current():
-            seal = {"images": row.seal, "masks": row.mask_seal, "saliency": row.saliency_seal}[part]
-            found = self._shelf(part, row.id, seal, self.verify)
-        self._open[key] = found
-        if len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return found
+        seal = {"images": row.seal, "masks": row.mask_seal, "saliency": row.saliency_seal}[part]
+        return self._at_hand((part, row.id), lambda: self._shelf(part, row.id, seal, self.verify))
 
     def lock(self, folder: str | Path, rows: Sequence[Row] | None = None, number: int = 0) -> Path:
         """Write ``manifest.lock`` into the folder of a run: the images that it uses, all of the store by default.

@@ -29,6 +29,7 @@ class StoredArray:
         self.array, self.bytes, self.seal, self.verify = array, read, seal, verify
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = np.dtype(array.dtype)
+        self.nbytes = prod(self.shape) * self.dtype.itemsize
         self._mapped = isinstance(array, np.ndarray)
 
     def is_current(self) -> bool:
@@ -110,10 +111,34 @@ class StoredFile(StoredArray):
 
     def is_current(self) -> bool:
         """The path still leads to the file that was opened: prepare may have written another one."""
-        try:
-            return _state(os.stat(self.path)) == self.state  # noqa: PTH116 (a Path costs more than the call)
-        except OSError:
-            return False
+        return _is_still(self.path, self.state)
+
+    def decoded(self) -> "Decoded":
+        """All of it in memory, the file closed.
+
+        Raises:
+            Damaged: a chunk has changed.
+        """
+        whole = tuple(slice(0, n) for n in self.shape[1:])
+        return Decoded(self.read(whole), self)
+
+
+class Decoded(StoredArray):
+    """An array in memory, whose hashes were checked when it was read.
+
+    Args:
+        voxels: (c, \\*space).
+        file: where they come from.
+    """
+
+    def __init__(self, voxels: np.ndarray, file: StoredFile) -> None:
+        super().__init__(voxels, file.bytes, file.seal, verify=False)
+        self.path, self.state = file.path, file.state
+        del self.bytes  # it belongs to a file that will be closed
+
+    def is_current(self) -> bool:
+        """The file still is what was read."""
+        return _is_still(self.path, self.state)
 
 
 def _open_npy(path: Path) -> np.ndarray:
@@ -134,6 +159,13 @@ def _open_b2nd(path: Path, verify: bool) -> Any:
         return blosc2.open(str(path), **settings)
     except (RuntimeError, ValueError, OSError) as error:
         raise Damaged(f"its header cannot be read: {type(error).__name__}") from None
+
+
+def _is_still(path: Path, state: tuple[int, int, int, int]) -> bool:
+    try:
+        return _state(os.stat(path)) == state  # noqa: PTH116 (a Path costs more than the call)
+    except OSError:
+        return False
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, int, int]:

@@ -243,6 +243,8 @@ def _trainings(base: Config, data: str, arm: Arm, jobs: Sequence[Job], store: st
         resolved["trainer"].pop(name, None)
     content = {"config": without_places(resolved), "data": store, "version": __version__}
     content["validate"] = watch["validate"]  # chooses whose weights are tested; nothing else that is watched does
+    if watch["patience"] is not None:
+        content["patience"] = watch["patience"]
     works = []
     for job, plan in zip(jobs, plans, strict=True):
         key = content_key({**content, "labels": job.labels, "draw": job.draw, "seed": job.training_seed})

@@ -118,7 +118,7 @@ def _draw(features: Any, colours: Sequence[str], colour: str, target: Path, umap
     if target.suffix not in (".png", ".svg"):
         raise UserError(f"--picture {target}: pictures are written as .png or .svg")
     if umap:
-        places, names = _umap(features), ("UMAP 1", "UMAP 2")
+        places, names = lay_out(features), ("UMAP 1", "UMAP 2")
     else:
         places, shares = principal_axes(features)
         names = tuple(f"principal axis {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
@@ -126,9 +126,16 @@ def _draw(features: Any, colours: Sequence[str], colour: str, target: Path, umap
     print(f"picture: {target}")
 
 
-def _umap(features: Any) -> Any:
+def lay_out(features: Any) -> Any:
+    """Places (n, 2) of features (n, d) by UMAP (McInnes et al., arXiv 1802.03426), the same each time.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     try:
         from umap import UMAP
     except ImportError:
-        raise UserError("--umap needs the package umap-learn; without the option PCA is drawn") from None
+        raise UserError(
+            '--umap needs umap-learn: pip install "ssl_med[umap]"; without the option PCA is drawn'
+        ) from None
     return UMAP(random_state=0, n_jobs=1).fit_transform(features)
