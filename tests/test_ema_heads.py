@@ -52,6 +52,9 @@ def test_batch_norm_is_torchs_on_one_process() -> None:
     ours, theirs, x = BatchNorm(4), nn.BatchNorm1d(4), torch.randn(6, 4)
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    ours, theirs, x = BatchNorm(4), nn.BatchNorm3d(4), torch.randn(3, 4, 2, 3, 2)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
 def test_mlp_head_has_norm_where_the_papers_have_it() -> None:

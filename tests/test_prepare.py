@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from jaxtyping import TypeCheckError
 from PIL import Image
-from stores import build, picture, save_nifti, store_of, volume, volumes
+from stores import build, picture, pictures, save_nifti, store_of, volume, volumes
 
 from ssl_med.data import ingest
 from ssl_med.data.index import find_images
@@ -355,6 +355,13 @@ def test_floats_in_int16_are_within_half_a_step(tmp_path):
     error = np.abs(found - image.transpose(2, 1, 0)[None]).max()
     assert 0 < error <= half * 1.01
     assert half < 2e-4
+
+
+def test_one_number_is_the_spacing_of_every_axis_of_pictures_and_volumes(tmp_path):
+    for kind, shape in ((pictures, 2), (volumes, 3)):
+        prepare(kind(tmp_path / f"in{shape}", 1), tmp_path / f"store{shape}", spacing=2.0)
+        store = Store(tmp_path / f"store{shape}")
+        assert store.rows[0].spacing == [2.0] * shape
 
 
 def test_another_spacing_moves_image_mask_and_geometry_together(tmp_path):

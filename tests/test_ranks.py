@@ -13,7 +13,8 @@ from ssl_med.ops.norm import BatchNorm
 
 
 def _loss(x: torch.Tensor, norm: BatchNorm) -> torch.Tensor:
-    rows = ranks.gather(norm(x))
+    maps = norm(torch.stack([x, x**2], -1))  # (b, 3, 2): moments are taken over space too
+    rows = ranks.gather(norm(x) + maps.sum(-1))
     return (rows @ rows.T).logsumexp(1).mean() + ranks.mean(x.pow(3).mean())
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from stores import pictures, save_nifti, store_of, volume, volumes
 
+from ssl_med.data import at_hand
 from ssl_med.data.store import Damaged, Store, content_hash, write_array
 from ssl_med.errors import UserError
 
@@ -180,6 +181,33 @@ def test_an_image_that_was_prepared_anew_is_not_read_as_the_old_one(tmp_path):
     with pytest.raises(Damaged, match="not the file that the index knows"):
         store.read(row)
     assert np.array_equal(again.read(again.rows[0]), volume(9)[0].transpose(2, 1, 0)[None])
+
+
+def test_small_images_are_opened_once_and_large_ones_when_they_are_out_of_reach(tmp_path, monkeypatch):
+    store = store_of(pictures(tmp_path / "in", 20), tmp_path / "store")
+    opened = []
+    shelf = store._shelf
+    store._shelf = lambda part, name, *rest: (opened.append(name), shelf(part, name, *rest))[1]
+    first = [store.read(row) for row in store.rows]
+    first[0] += 1  # what was given out is the reader's own
+    again = [store.read(row) for row in store.rows]
+    assert len(opened) == 20
+    assert np.array_equal(first[0], again[0] + 1)
+    small = {"start": [3, 4], "size": [5, 6]}
+    assert np.array_equal(store.read(store.rows[3], **small), again[3][:, 3:8, 4:10])
+    room = 3 * again[0].nbytes
+    monkeypatch.setattr(at_hand, "_HELD", room)
+    assert [np.array_equal(store.read(row), image) for row, image in zip(store.rows, again, strict=True)] == [True] * 20
+    held = store._at_hand
+    assert held._bytes == sum(array.nbytes for array in held._held.values()) <= room
+    del opened[:]
+    monkeypatch.setattr(at_hand, "_SMALL", 0)
+    fresh = Store(store.folder)
+    fresh._shelf = store._shelf
+    for _ in range(2):
+        for row in fresh.rows:
+            fresh.read(row)
+    assert len(opened) == 40  # 16 files stay open, and 20 go round
 
 
 def test_only_a_few_files_stay_open(tmp_path):

@@ -4,9 +4,9 @@ The columns lie in an Arrow file that every loader process maps, so they share i
 numbers over them. Nothing here loops over rows in Python.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from ssl_med.data.intensity import Policy, Scale, Statistics, Windows, scale_of
 from ssl_med.errors import UserError
 
+_KEPT = 4096  # rows kept once made: of small sets all, of large ones a few megabytes
 BATCH = 1 << 20  # rows per record batch: 32-bit string offsets never overflow in one
 
 
@@ -173,8 +174,13 @@ class Rows(Sequence[Row]):
         place = int(index) + len(self) * (index < 0)
         if not 0 <= place < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        number = place if self.chosen is None else int(self.chosen[place])
-        return Row(**{name: column[number].as_py() for name, column in self._columns})
+        return self._row(place if self.chosen is None else int(self.chosen[place]))
+
+    @cached_property
+    def _row(self) -> Callable[[int], Row]:
+        """The row of a line of the table; those asked for last are kept."""
+        columns = self._columns  # not self: the cache must not keep these rows alive
+        return lru_cache(_KEPT)(lambda number: Row(**{name: column[number].as_py() for name, column in columns}))
 
     def __iter__(self) -> Iterator[Row]:
         for first in range(0, len(self), 1024):

@@ -72,12 +72,11 @@ def regrid(image: Image, mask: np.ndarray | None, settings: Settings) -> tuple[I
     from ssl_med.data.resample import to_orientation, to_spacing
 
     def moved(one: Image, order: Literal[0, 1, 3]) -> Image:
-        if settings.spacing:
-            if len(settings.spacing) != len(one.spacing):
-                raise Unreadable(
-                    f"{len(one.spacing)} axes of space where a spacing for {len(settings.spacing)} was asked"
-                )
-            one = to_spacing(one, settings.spacing, order)
+        asked = settings.spacing * (len(one.spacing) if len(settings.spacing) == 1 else 1)
+        if asked:
+            if len(asked) != len(one.spacing):
+                raise Unreadable(f"{len(one.spacing)} axes of space where a spacing for {len(asked)} was asked")
+            one = to_spacing(one, asked, order)
         return to_orientation(one, settings.orientation)
 
     labels = None if mask is None else moved(replace(image, array=mask), 0).array

@@ -74,7 +74,7 @@ def prepare(
     data, out = Path(data), Path(out)
     if not data.exists():
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
-    grid = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing or ())
+    grid = (spacing,) if isinstance(spacing, int | float) else tuple(spacing or ())
     settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation, saliency).check()  # pyright: ignore[reportArgumentType] (check refuses others)
     table = Path(manifest) if manifest else None
     found = plan(data, table, columns, layout, dataset, tiling_of(tile, tile_mpp, tissue))  # pyright: ignore[reportArgumentType] (plan refuses other layouts)

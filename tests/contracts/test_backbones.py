@@ -31,6 +31,7 @@ CASES = {
     "shared_vit": (SharedViT, {"patch_2d": 4, "patch_3d": [2, 4, 4], "in_channels": 2, **TINY}, (4, 8, 12)),
     "unet_2d": (UNetEncoder, {"spatial_dims": 2, "in_channels": 2, "widths": [4, 8, 12]}, (16, 24)),
     "unet_3d": (UNetEncoder, {"spatial_dims": 3, "widths": [4, 8, 12], "pooling": SLAB}, (4, 8, 16)),
+    "unet_batch_norm": (UNetEncoder, {"spatial_dims": 2, "widths": [4, 8], "blocks": 1, "norm": "batch"}, (8, 12)),
     "timm_resnet": (TimmBackbone, {"name": "resnet18", "in_channels": 1}, (64, 96)),
     "timm_vit": (TimmBackbone, {"name": "vit_tiny_patch16_224", "image_size": 32}, (32, 32)),
     "timm_swin": (TimmBackbone, {"name": "swin_tiny_patch4_window7_224", "image_size": 64}, (64, 64)),
