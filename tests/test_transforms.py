@@ -189,6 +189,11 @@ def test_rotations_are_scipys() -> None:
     np.testing.assert_allclose(rotations(angle, torch.from_numpy(vectors).float()).numpy(), expected, atol=1e-6)
 
 
+def test_a_translation_in_voxels_is_refused() -> None:
+    with pytest.raises(UserError, match="translation is a share of each axis, 0 to 1, got 3"):
+        Affine(translation=3.0)
+
+
 def test_affine_scale_and_translation_directions() -> None:
     x = torch.zeros(1, 1, 9, 9)
     x[..., 3:6, 3:6] = 1

@@ -238,8 +238,10 @@ class Affine(SpatialTransform):
     ) -> None:
         super().__init__(probability)
         check_range("Affine: scale", scale, 1e-3)
-        for name, value in (("rotation", rotation), ("shear", shear), ("translation", translation)):
+        for name, value in (("rotation", rotation), ("shear", shear)):
             check_range(f"Affine: {name}", (0.0, value), 0.0)
+        if not 0 <= translation <= 1:  # more moves every image out of sight, which no loss tells
+            raise UserError(f"Affine: translation is a share of each axis, 0 to 1, got {translation}: no voxels, no mm")
         self.rotation, self.scale, self.shear, self.translation = rotation, scale, shear, translation
 
     def sample(self, image: Tensor, draws: Draws) -> Params:
