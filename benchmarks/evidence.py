@@ -6,14 +6,18 @@ Every step goes on where it stopped, so the command is repeated after an interru
 """
 
 import argparse
+import csv
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from ssl_med.data.store import Store
+
 CURVES = Path(__file__).parent / "evidence.yaml"
+SHOWN = ("curve.md", "curve.csv", "comparisons.csv", "subgroups.csv", "runs.csv", "curve.png")
 
 
 def main() -> None:
@@ -26,28 +30,45 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of stores, runs and curves")
     parser.add_argument("--sets", nargs="+", choices=list(curves), default=list(curves))
     parser.add_argument("--processes", default="1", help="fine-tunings at a time")
+    parser.add_argument("--docs", type=Path, help="folder that gets the tables and pictures of each set")
     asked = parser.parse_args()
     for name in asked.sets:
         prove(asked.data, asked.out, name, curves[name], asked.processes)
+        if asked.docs:
+            (asked.docs / name).mkdir(parents=True, exist_ok=True)
+            for file in SHOWN:
+                shutil.copy(asked.out / "curve" / name / file, asked.docs / name / file)
 
 
 def prove(data: Path, out: Path, name: str, study: dict, processes: str) -> None:
     """One set: prepare, pretrain and curve."""
-    store, run = out / "store" / name, out / "pretrain" / name
-    with tempfile.TemporaryDirectory() as temporary:
-        source = data / study["images"]
-        if study.get("drop_repeats"):
-            source = without_repeats(source, Path(temporary))
-        call("prepare", source, "--out", store)
+    store, run, source = out / "store" / name, out / "pretrain" / name, data / study["images"]
+    if study.get("drop_repeats"):
+        source = without_repeats(source, out / "images")
+    call("prepare", source, "--out", store, *options(study.get("prepare", {})))
     call("pretrain", study["pretrain"], "--data", store, "--out", run)
-    options = [word for option, value in study["curve"].items() for word in words(option, value)]
     command = ["curve", study["finetune"], "--data", store, "--init", run, "--out", out / "curve" / name]
-    call(*command, "--processes", processes, *options)
+    groups = ["--groups", classes_apart(store, study["apart"], out / "curve" / name)] if "apart" in study else []
+    call(*command, "--processes", processes, *groups, *options(study["curve"]))
 
 
-def words(option: str, value: object) -> list[str]:
-    """One option of the command line, repeated for a list."""
-    return [word for item in (value if isinstance(value, list) else [value]) for word in (f"--{option}", str(item))]
+def classes_apart(folder: Path, named: list[str], out: Path) -> Path:
+    """A table of groups that sets the images of some classes apart from those of all others."""
+    store = Store(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "groups.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "classes"])
+        for row in store.rows.where(split="test"):
+            alone = store.class_names[row.label] in named
+            table.writerow([row.id, "alone: " + ", ".join(named) if alone else "without " + ", ".join(named)])
+    return out / "groups.csv"
+
+
+def options(values: dict) -> list[str]:
+    """Options of the command line, repeated for a list."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return [word for name, items in listed.items() for item in items for word in (f"--{name}", str(item))]
 
 
 def without_repeats(folder: Path, out: Path) -> Path:
@@ -59,7 +80,7 @@ def without_repeats(folder: Path, out: Path) -> Path:
     for name in ("train_images", "train_labels"):
         arrays[name] = arrays[name][keep]
     print(f"{file.name}: {(~keep).sum()} training images recur in validation or test and are left out", flush=True)
-    (out / folder.name).mkdir()
+    (out / folder.name).mkdir(parents=True, exist_ok=True)
     np.savez(out / folder.name / file.name, **arrays)
     return out / folder.name
 

@@ -14,7 +14,8 @@ from ssl_med.backbones import ViT
 from ssl_med.ops.random import sample_keys
 from ssl_med.tasks import BYOL, DINO, MAE, SimCLR, Task
 from ssl_med.types import Batch
-from ssl_med.verbs.plan import Work, assemble
+from ssl_med.verbs.plan import assemble
+from ssl_med.verbs.plan_model import Work
 
 WIDTH, DEPTH, DECODER, PATCH = 192, 4, 96, 8
 CASES = {"mae": (64, 64, 64), "simclr": (32, 32, 32), "byol": (32, 32, 32), "dino": (64, 64, 64)}

@@ -26,7 +26,8 @@ from ssl_med.presets import (
     visible_count,
 )
 from ssl_med.verbs import plan as plan_module
-from ssl_med.verbs.plan import Model, plan
+from ssl_med.verbs.plan import plan
+from ssl_med.verbs.plan_model import Model, token_count
 
 LARGE = Stack(1024, 24)
 
@@ -142,7 +143,7 @@ def test_a_linear_layer():
     ],
 )
 def test_the_table_of_tokens_and_forward_flops(crop, patch, tokens, gflop):
-    assert plan_module.token_count((crop,) * 3, (patch,) * 3) == tokens
+    assert token_count((crop,) * 3, (patch,) * 3) == tokens
     for size, expected in gflop.items():
         assert stack_of(size).flops(tokens) / 1e9 == pytest.approx(expected, rel=0.02)
 
