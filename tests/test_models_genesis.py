@@ -53,6 +53,21 @@ def test_target_differs_from_the_image_by_the_flip_only(space, make_batch) -> No
     assert not torch.equal(pair.corrupted, pair.target)
 
 
+def test_the_network_is_shown_the_values_that_fine_tuning_shows(make_batch) -> None:
+    """Corruptions work in [0, 1]; a backbone trained on that would meet z-scores in fine-tuning."""
+    task, seen = make_task(2, views=SingleView([]), corruptions=[Painting(unit=(0.0, 1.0))]), []
+    batch = {**make_batch((32, 32), count=4)}
+    batch["image"] = 50 * batch["image"] + 300
+    task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    pair = task.corrupt(batch)
+    task.restore(pair)
+    same = pair.corrupted == pair.target
+    inside = same & (pair.target > 0) & (pair.target < 1)
+    assert inside.any()
+    torch.testing.assert_close(seen[0][inside], batch["image"][inside], atol=1e-2, rtol=1e-4)
+    assert not torch.allclose(seen[0][~same], batch["image"][~same], atol=1.0)
+
+
 def test_faithful_never_flips_depth_and_draws_ten_thousand_windows(make_batch) -> None:
     batch = make_batch((8, 20, 20), count=40)
     for faithful, depth in ((True, False), (False, True)):

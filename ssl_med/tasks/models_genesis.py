@@ -108,9 +108,9 @@ class ModelsGenesis(PretextTask):
         return Pair(corrupted, target, valid, low, span, view.get("spacing"))
 
     def restore(self, pair: Pair) -> Float[Tensor, "b c *space"]:
-        """The network's answer in [0, 1]."""
-        features = self.backbone(pair.corrupted, pair.spacing)
-        return self.head(self.decoder(features, pair.corrupted)).float().sigmoid()
+        """The network's answer in [0, 1]; it sees the image in its own values, as it will in fine-tuning."""
+        seen = from_unit(pair.corrupted, pair.low, pair.span)
+        return self.head(self.decoder(self.backbone(seen, pair.spacing), seen)).float().sigmoid()
 
     def after_step(self, progress: float) -> None:
         """Remembers how far the training is, for :meth:`verdict`."""
