@@ -59,7 +59,7 @@ class UNetEncoder(Backbone):
         widths: channels of each stage, fine to coarse; each stage but the first halves every axis.
         blocks: residual blocks per stage.
         pooling: one factor per stage and axis where an axis should not be halved each time, e.g. ``[[1,1,1],[1,2,2]]``.
-        norm: ``instance`` for segmentation and small batches; ``batch`` for tasks that look at pooled features: instance
+        norm: ``instance`` for segmentation and small batches; ``batch`` for tasks on pooled features: instance
             norm gives the mean over space of each channel a fixed value, which pooling then sees.
 
     Raises:
