@@ -115,6 +115,8 @@ def _curve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--floor", action="append", default=[], help="NAME=VALUE, a line in the picture; can be repeated")
     p.add_argument("--groups", help="CSV with a column id, patient or image, and columns of groups")
     p.add_argument("--metric", help="score to compare; default: the task's own")
+    whose = "a test case: one image, or one patient (mean over the images); default: image"
+    p.add_argument("--unit", choices=["image", "patient"], default="image", help=whose)
     p.add_argument("--resamples", type=int, default=2000, help="of the bootstrap; default: 2000")
     p.add_argument("--dry_run", action="store_true", help="only tell what would be run, and how long it takes")
     p.add_argument("--keep_models", action="store_true", help="keep checkpoints and weights of every run")
@@ -206,6 +208,12 @@ def _plan(p: argparse.ArgumentParser) -> None:
     p.add_argument("--samples", type=float, default=1e6, help="crops seen in training")
     p.add_argument("--compression", type=float, default=2.4, help="of the store")
     p.add_argument("--crops_per_read", type=int, default=1, help="crops taken from one decoded region")
+    p.add_argument("--batch", type=int, help="samples per GPU and step; default: of the config, or 64")
+    p.add_argument("--scale", action="store_true", help="a table for 8 to 1024 GPUs too")
+    p.add_argument("--link_gb_s", type=float, default=50, help="network of each GPU, for that table; default: 50")
+    p.add_argument("--gpus_per_node", type=int, default=8, help="GPUs of a machine, for that table; default: 8")
+    p.add_argument("--measure", action="store_true", help="time steps of the config on this device; seconds to minutes")
+    p.add_argument("--measure_crop", type=_numbers, help="crop of the steps that are timed; default: the wanted one")
 
 
 VERBS: dict[str, tuple[str, Add]] = {

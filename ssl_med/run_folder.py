@@ -114,7 +114,7 @@ class RunFolder:
     def _refuse_if_other(self, state: dict[str, Any], resume: Resume) -> None:
         if resume == "never":
             raise UserError(f"{self.path} holds a run already. {_WAYS}")
-        saved = yaml.safe_load((self.path / "config.yaml").read_text())
+        saved = self._saved_config()
         changed = difference(saved, self.config)
         drift = [*[line for line in changed if not _of_all_stores(line).startswith(_SAFE)], *_other_code(state)]
         if drift and resume != "force":
@@ -126,6 +126,12 @@ class RunFolder:
             raise UserError(f"{self.path} holds a finished run of {state.get('steps')} steps. {_WAYS}")
 
         self._note_changes(state, [*changed, *_other_code(state)])
+
+    def _saved_config(self) -> Config:
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path} holds a run without its config.yaml; put that back, or use --overwrite")
+        return yaml.safe_load(file.read_text())
 
     def _note_changes(self, state: dict[str, Any], changed: list[str]) -> None:
         """What is different from here on stays in ``run.json``; where the data lie is nobody's business."""
@@ -201,7 +207,7 @@ def versions() -> dict[str, str]:
 def is_finished(path: Path, config: Config) -> bool:
     """The folder holds a finished run whose settings are those of ``config`` wherever ``config`` names one."""
     state, saved = path / "run.json", path / "config.yaml"
-    if not state.is_file() or json.loads(state.read_text()).get("status") != "finished":
+    if not (state.is_file() and saved.is_file()) or json.loads(state.read_text()).get("status") != "finished":
         return False
     return _contains(yaml.safe_load(saved.read_text()), json.loads(json.dumps(config)))
 

@@ -237,3 +237,14 @@ def test_a_full_disk_at_a_stop_is_a_warning(tmp_path, monkeypatch, caplog):
     folder.note_stop(3)
     folder.close()
     assert "run.json cannot be written: No space left" in caplog.text
+
+
+def test_a_run_that_lost_its_config_is_refused_and_left_alone(tmp_path):
+    path = begun(tmp_path / "run")
+    (path / "config.yaml").unlink()
+    before = state_of(path)
+    with pytest.raises(UserError, match=r"without its config.yaml; put that back, or use --overwrite"):
+        opened(path)
+    assert state_of(path) == before
+    assert not is_finished(path, CONFIG)
+    assert not opened(path, overwrite=True).resumes

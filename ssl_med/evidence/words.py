@@ -90,11 +90,17 @@ def _basis(found: Mapping[str, Any]) -> str:
     runs, groups = min(e["runs"] for e in entries), min(e["groups"] for e in entries)
     few = " Fewer than three draws cannot show how much depends on which patients are labelled." if groups < 3 else ""
     return (
-        f"Scored on {found['test_cases']} images of {found['test_patients']} test patients, "
+        f"Scored on {_cases(found)}, "
         f"{runs} runs of each arm in {groups} groups (draws of patients, or seeds of a single draw) at every number of "
         "labels; a difference is called shown where its "
         f"95 % interval excludes zero and the paired test stays below 0.05 after Holm's correction.{few}"
     )
+
+
+def _cases(found: Mapping[str, Any]) -> str:
+    if found.get("unit") == "patient":
+        return f"{found['test_patients']} test patients, each the mean over the own images"
+    return f"{found['test_cases']} images of {found['test_patients']} test patients"
 
 
 def _pair(found: Mapping[str, Any], arm: str, baseline: str) -> list[dict[str, Any]]:

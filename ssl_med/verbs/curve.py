@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ssl_med.config import Config
 from ssl_med.errors import UserError
@@ -47,6 +47,7 @@ def curve(
     floor: Sequence[str] = (),
     groups: str | None = None,
     metric: str | None = None,
+    unit: Literal["image", "patient"] = "image",
     resamples: int = 2000,
     dry_run: bool = False,
     keep_models: bool = False,
@@ -72,6 +73,7 @@ def curve(
         floor: ``NAME=VALUE``, lines in the picture.
         groups: CSV with a column ``id``, ``patient`` or ``image``, and columns of groups.
         metric: score to compare; the task's own by default.
+        unit: what a test case is; ``patient`` averages the probabilities or scores over the images of each patient.
         resamples: of the bootstrap.
         dry_run: only tell what would be run.
         keep_models: keep the checkpoints and the weights of every run.
@@ -104,7 +106,7 @@ def curve(
     from ssl_med.verbs.findings import write_findings
 
     extras = {"notes": notes, "leakage": leakage, "floors": floors}
-    found = write_findings(Path(out), works, module, metric, resamples, groups, str(init), extras)
+    found = write_findings(Path(out), works, module, metric, resamples, groups, str(init), extras, unit)
     write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     from ssl_med.reporting import report
 

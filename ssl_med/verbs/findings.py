@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ssl_med.errors import UserError
 from ssl_med.evidence.analysis import Result, Study, analyse, finite_only
+from ssl_med.evidence.patients import first_images, of_patients
 from ssl_med.evidence.scores import Score, Values, recomputed, score_of
 from ssl_med.files import write_json, write_whole
 from ssl_med.verbs.study import Work, read_scored
@@ -25,6 +26,7 @@ def write_findings(
     groups: str | None,
     init: str,
     extras: Mapping[str, Any],
+    unit: Literal["image", "patient"] = "image",
 ) -> dict[str, Any]:
     """Analyse finished runs and write everything that a person looks at; ``curve.json`` comes last.
 
@@ -37,6 +39,7 @@ def write_findings(
         groups: table of subgroups, if any.
         init: of the pretrained arm.
         extras: ``notes``, ``leakage`` and ``floors``.
+        unit: what a case is.
 
     Returns:
         What was found.
@@ -49,14 +52,17 @@ def write_findings(
     own = [run["metric"] for _, run in runs if "metric" in run]
     name = metric or (own[0] if own else "balanced_accuracy")  # votes alone name none
     rows = _test_rows(module, runs)
+    results = [Result(job, _values(run, rows)) for job, run in runs]
+    if unit == "patient":
+        rows, results = _by_patient(rows, results)
     study = Study(
-        [Result(job, _values(run, rows)) for job, run in runs],
+        results,
         np.array([row.patient for row in rows]),
         name,
         _score(works, runs, name),
         resamples,
     )
-    found = {**analyse(study), **extras, **_compute(runs, init)}
+    found = {**analyse(study), "unit": unit, **extras, **_compute(runs, init)}
     found["notes"] = [*found["notes"], *_other_sources(runs)]
     found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
     found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
@@ -95,6 +101,13 @@ def _values(run: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, np.ndarray
     place = {name: number for number, name in enumerate(run["cases"]["id"])}
     order = [place[row.id] for row in rows]
     return {name: np.asarray(value)[order] for name, value in run["cases"].items() if name != "id"}
+
+
+def _by_patient(rows: Sequence[Any], results: Sequence[Result]) -> tuple[list[Any], list[Result]]:
+    """One row and one case for each patient."""
+    patients = [row.patient for row in rows]
+    merged = [Result(result.job, of_patients(result.values, patients)) for result in results]
+    return [rows[number] for number in first_images(patients)], merged
 
 
 def _score(works: Sequence[Work], runs: Sequence[tuple[Any, Mapping[str, Any]]], metric: str) -> Score:
