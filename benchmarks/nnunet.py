@@ -1,9 +1,11 @@
 """nnU-Net fine-tunes from our file: ``python -m benchmarks.nnunet --python VENV/bin/python --data MSD_FOLDER``.
 
-The Python is that of an environment with nnunetv2. Half of the images are pretrained on without labels (or ``--export``
-names a native export), some of the others become a raw folder of nnU-Net; its own commands plan, preprocess and train a
-few steps, from our weights and from none. Printed: how many of our weights it holds before its first step, how far its
-maps are from ours, and its loss. Exit code 1 where a weight is not taken.
+The Python is that of an environment with nnunetv2. ``--network residual`` is a small ResEnc network, for which plans of
+nnU-Net are changed; ``--network plain`` is the one of its own plan, of which nothing but the batch is changed. Half of
+the images are pretrained on without labels (or ``--export`` names a native export), some of the others become a raw
+folder of nnU-Net; its own commands plan, preprocess and train a few steps, from our weights and from none. Printed:
+how many of our weights it holds before its first step, how far its maps are from ours, and its loss. Exit code 1 where
+a weight is not taken.
 """
 
 import argparse
@@ -28,17 +30,8 @@ from ssl_med.formats import convert
 
 CLIENT = Path(__file__).with_name("nnunet_client.py")
 DATASET, PLANS = "Dataset004_Hippocampus", "nnUNetPlans_from_ssl_med"
-PRETRAINING = {
-    "task": {
-        "class_path": "ssl_med.tasks.ModelsGenesis",
-        "init_args": {
-            "backbone": {
-                "class_path": "ssl_med.backbones.ResidualEncoder",
-                "init_args": {"spatial_dims": 3, "widths": [8, 16, 32], "blocks": [1, 2, 2]},
-            },
-            "widths": [8, 16, 32],
-        },
-    },
+SMALL = {"spatial_dims": 3, "widths": [8, 16, 32], "blocks": [1, 2, 2]}
+COMMON = {
     "data": {"crop": [32, 48, 32], "batch_size": 2},
     "learner": {"lr": 1.0e-3, "weight_decay": 1.0e-5, "warmup": 0.1},
     "trainer": {"log_every_n_steps": 10},
@@ -50,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", type=Path, required=True, help="of an environment with nnunetv2")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and labels/ of MSD Task04")
+    parser.add_argument("--network", choices=("residual", "plain"), default="residual")
     parser.add_argument("--export", type=Path, help="native export to begin with; default: pretrain one here")
     parser.add_argument("--steps", type=int, default=150, help="of the pretraining")
     parser.add_argument("--images", type=int, default=20, help="labelled images for nnU-Net, four fifths to train on")
@@ -65,26 +59,47 @@ def proof(arguments: argparse.Namespace, place: Path) -> int:
     """All of it; 1 where nnU-Net did not take what we wrote."""
     cases = sorted(path.name for path in (arguments.data / "images").glob("*.nii.gz"))
     labelled, unlabelled = cases[: len(cases) // 2][: arguments.images], cases[len(cases) // 2 :]
-    source = arguments.export or pretrain(arguments, unlabelled, place)
-    folder = convert(source, place / "nnunet", "nnunet")
-    keep_maps(source, folder)
     client = Client(arguments, place)
     raw_folder(arguments.data, labelled, client.raw)
     client.run("nnUNetv2_extract_fingerprint", "-d", "4", "-np", "1")
     client.run("nnUNetv2_plan_experiment", "-d", "4")
-    rows = [*standard(client, folder, arguments.seeds), *adapted(client, folder)]
+    task = genesis() if arguments.network == "residual" else masked(client.plans())
+    source = arguments.export or pretrain(arguments, task, unlabelled, place)
+    folder = convert(source, place / "nnunet", "nnunet")
+    keep_maps(source, folder)
+    rows = [*standard(client, folder, arguments), *adapted(client, folder)]
     head = ["command", "weights", "seed", "ours in it", "maps differ by", "first loss", "last epoch"]
     print(table(head, [row[:-1] for row in rows]))
     return int(any(row[-1] for row in rows))
 
 
-def pretrain(arguments: argparse.Namespace, cases: list[str], place: Path) -> Path:
-    """A short pretraining of a small residual encoder on images that nnU-Net never sees."""
+def genesis() -> dict[str, Any]:
+    """Models Genesis for a small residual encoder."""
+    backbone = {"class_path": "ssl_med.backbones.ResidualEncoder", "init_args": SMALL}
+    return {"class_path": "ssl_med.tasks.ModelsGenesis", "init_args": {"backbone": backbone, "widths": SMALL["widths"]}}
+
+
+def masked(plans: dict[str, Any]) -> dict[str, Any]:
+    """Masked blocks for the plain encoder that nnU-Net has planned."""
+    planned = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    settings = {
+        "widths": planned["features_per_stage"],
+        "convolutions": list(planned["n_conv_per_stage"]),
+        "pooling": planned["strides"],
+        "kernels": planned["kernel_sizes"],
+    }
+    backbone = {"class_path": "ssl_med.backbones.PlainEncoder", "init_args": settings}
+    arguments = {"backbone": backbone, "mask_block": 8, "widths": [16, 32, 64, 128]}
+    return {"class_path": "ssl_med.tasks.MaskedConv", "init_args": arguments}
+
+
+def pretrain(arguments: argparse.Namespace, task: dict[str, Any], cases: list[str], place: Path) -> Path:
+    """A short pretraining on images that nnU-Net never sees."""
     (place / "scans").mkdir()
     for name in cases:
         shutil.copyfile(arguments.data / "images" / name, place / "scans" / name)
     config = place / "pretraining.yaml"
-    config.write_text(yaml.safe_dump(PRETRAINING))
+    config.write_text(yaml.safe_dump({"task": task, **COMMON}))
     ssl_med.prepare(place / "scans", place / "store")
     return ssl_med.pretrain(str(config), place / "store", place / "run", {"trainer.max_steps": arguments.steps})
 
@@ -130,6 +145,10 @@ class Client:
         self.environment = {**os.environ, "nnUNet_compile": "f", "nnUNet_def_n_proc": "1"}
         self.environment |= {name: str(path) for name, path in folders.items()}
 
+    def plans(self) -> dict[str, Any]:
+        """What it planned for the images."""
+        return json.loads((self.preprocessed / DATASET / "nnUNetPlans.json").read_text())
+
     def has(self, command: str) -> bool:
         """Whether this nnU-Net has a command."""
         return self.python.with_name(command).is_file()
@@ -151,18 +170,20 @@ class Client:
             sys.exit(f"{Path(words[0]).name} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
-def standard(client: Client, folder: Path, seeds: int) -> list[list[Any]]:
-    """``nnUNetv2_train`` with our architecture in its plans, with and without ``-pretrained_weights``."""
-    where = client.preprocessed / DATASET
-    plans = json.loads((where / "nnUNetPlans.json").read_text())
-    fitting = json.loads((folder / "architecture.json").read_text())
-    configuration = {**plans["configurations"]["3d_fullres"], **fitting, "batch_size": 2, "data_identifier": PLANS}
-    plans |= {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
-    (where / f"{PLANS}.json").write_text(json.dumps(plans))
+def standard(client: Client, folder: Path, arguments: argparse.Namespace) -> list[list[Any]]:
+    """``nnUNetv2_train`` with and without ``-pretrained_weights``, two images at once."""
+    plans, described = client.plans(), json.loads((folder / "architecture.json").read_text())
+    planned = plans["configurations"]["3d_fullres"]
+    if arguments.network == "residual":
+        planned |= {**described, "data_identifier": PLANS}
+    elif planned["architecture"] != described["architecture"]:
+        sys.exit(f"nnU-Net planned {planned['architecture']}, the export is for {described['architecture']}")
+    plans |= {"plans_name": PLANS, "configurations": {"3d_fullres": {**planned, "batch_size": 2}}}
+    (client.preprocessed / DATASET / f"{PLANS}.json").write_text(json.dumps(plans))
     client.run("nnUNetv2_preprocess", "-d", "4", "-plans_name", PLANS, "-c", "3d_fullres", "-np", "1")
     weights = ["-pretrained_weights", str(folder / "checkpoint_nnunet.pth")]
     rows, common = [], ["4", "3d_fullres", "0", "-p", PLANS, "-device", "cpu"]
-    for seed in range(seeds):
+    for seed in range(arguments.seeds):
         for name, more in (("ours", weights), ("none", [])):
             found = client.train("nnUNetv2_train", folder, seed, *common, *more)
             rows.append(_row("nnUNetv2_train", name, seed, found))

@@ -3,6 +3,7 @@
 A fake process group and weights on the meta device: nothing is sent and nothing is allocated.
 """
 
+import math
 import sys
 
 import torch
@@ -16,15 +17,15 @@ from ssl_med.optim import local
 from ssl_med.tasks import MAE, Task
 
 
-def held(task: Task, world: int, rank: int, within: int | None = None) -> int:
-    """Numbers of the parameters that process ``rank`` of ``world`` holds; ``task`` is on the meta device."""
+def sharded(task: Task, world: int, rank: int, within: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of what process ``rank`` of ``world`` holds of each parameter; ``task`` is on the meta device."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         shards = within or world
         shape = (world,) if shards == world else (world // shards, shards)
         names = ("replicate", "shard")[-len(shape) :]
         sharding.shard(task, init_device_mesh("cpu", shape, mesh_dim_names=names))
-        return sum(local(parameter).numel() for parameter in task.parameters())
+        return {name: tuple(local(parameter).shape) for name, parameter in task.named_parameters()}
     finally:
         dist.destroy_process_group()
 
@@ -36,7 +37,7 @@ def main(world: int = 1024) -> None:
             with torch.device("meta"):
                 task = MAE(ViT(3, 8, size="large"))
             count = sum(parameter.numel() for parameter in task.parameters())
-            mine = held(task, world, rank, within)
+            mine = sum(map(math.prod, sharded(task, world, rank, within).values()))
             share = mine / count * (within or world)
             print(
                 f"{world} processes, {within or world} share a copy: process {rank} holds {mine:,} of {count:,}, "

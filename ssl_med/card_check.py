@@ -73,6 +73,8 @@ def check_hashes(folder: Path) -> list[Finding]:
 def _hashes(folder: Path, card: dict[str, Any]) -> Iterator[Finding]:
     files, present = card.get("files"), files_in(folder)
     listed = files if isinstance(files, dict) else {}
+    if not listed:
+        yield Finding("error", "card.json files", "lists no file")
     for name in sorted({*listed, *present}):
         if name not in present:
             yield Finding("error", name, "is absent")

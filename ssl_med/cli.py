@@ -174,6 +174,7 @@ def _push(p: argparse.ArgumentParser) -> None:
 def _pull(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", help="OWNER/NAME on the Hugging Face hub, a path, or file:///...")
     p.add_argument("--out", required=True, help="folder of the export")
+    p.add_argument("--revision", help="branch, tag or commit of the repository; default: its main branch")
 
 
 def _report(p: argparse.ArgumentParser) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssl_med.errors import UserError
-from ssl_med.recipe import arguments, check, locate, nearest
+from ssl_med.plain_yaml import line_of, read_yaml
+from ssl_med.recipe import arguments, check, locate, nearest, refuse_settings
 
 Config = dict[str, Any]
 FOLDERS = {"pretrain": "pretrain_configs", "finetune": "finetune/configs"}
@@ -46,16 +45,24 @@ def load_config(name: str, kind: str, overrides: Mapping[str, Any] | None = None
         UserError: bad YAML, unknown sections or arguments, with the nearest valid name.
     """
     path = find_config(name, kind)
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    config, lines = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} must hold the sections {', '.join(SECTIONS)}")
     for key, value in (overrides or {}).items():
         override(config, key, value)
-    check_sections(config)
+    try:
+        check_sections(config)
+    except UserError as error:
+        own = {place: line for place, line in lines.items() if not _is_overridden(place, overrides or {})}
+        line = line_of(str(error), own)
+        raise UserError(f"{path}, line {line}: {error}" if line else str(error)) from error
     return config
+
+
+def _is_overridden(place: str, overrides: Mapping[str, Any]) -> bool:
+    """Whether a value of the file may be another one by now; ``init_args`` may be left out of a name."""
+    short = place.replace(".init_args", "")
+    return any(f"{short}.".startswith(f"{name.replace('.init_args', '')}.") for name in overrides)
 
 
 def override(config: Config, dotted: str, value: Any) -> None:
@@ -119,15 +126,16 @@ def check_sections(config: Config) -> None:
         raise UserError("config needs a section 'task' with a class_path, such as ssl_med.tasks.MAE")
     trainer = [a for a in arguments(Trainer) if a not in RESERVED]
     check_data(config.get("data") or {}, arguments(StoreData))
-    for section, valid in (
-        ("learner", arguments(Learner)),
-        ("trainer", trainer),
-        ("watch", arguments(Watching)),
-        ("init_from", arguments(Start)),
+    for section, target, valid in (
+        ("learner", Learner, arguments(Learner)),
+        ("trainer", Trainer, trainer),
+        ("watch", Watching, arguments(Watching)),
+        ("init_from", Start, arguments(Start)),
     ):
         for key in config.get(section) or {}:
             if key not in valid:
                 raise UserError(f"{section}.{key}: there is no such setting; {nearest(key, valid)}")
+        refuse_settings(section, target, config.get(section) or {})
     check(config["task"], "task", Task)
 
 

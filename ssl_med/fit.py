@@ -147,12 +147,20 @@ def fit(
 
 def settle(resolved: Config, module: Data) -> dict[str, Choice]:
     """Fill the task's settings that were left open, in place; returns them with their reasons."""
-    place = resolved["task"]
-    arguments = place["init_args"]
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
     images = sum(len(part.rows("train")) for part in module.parts)
-    plan = Plan(images, size * parts, steps, size, targets_of(module.parts[0]))
+    return fill_open(resolved["task"], Plan(images, size * parts, steps, size, targets_of(module.parts[0])))
+
+
+def fill_open(place: Config, plan: Plan) -> dict[str, Choice]:
+    """What :func:`settle` does, for a training that is only planned.
+
+    Args:
+        place: section ``task`` of resolved settings.
+        plan: of the training.
+    """
+    arguments = place["init_args"]
     offered = locate(place["class_path"], "task").choose(arguments, plan)
     chosen = {}
     for name, choice in offered.items():

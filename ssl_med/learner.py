@@ -7,6 +7,7 @@ from torch import Tensor
 from ssl_med import sharding
 from ssl_med.errors import UserError
 from ssl_med.ops import ranks
+from ssl_med.ops.norm import over_all_processes
 from ssl_med.optim import adamw, clip_all, clip_each, hold_still, parameter_groups
 from ssl_med.schedules import cosine
 from ssl_med.tasks.base import Task
@@ -70,6 +71,8 @@ class Learner(pl.LightningModule):
         if self._prepared:
             return
         self._prepared = True
+        if self.trainer.world_size > 1:
+            over_all_processes(self.task)
         if self.recompute:
             sharding.recompute(self.task)
         if self.compile_blocks:

@@ -9,9 +9,10 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ssl_med.errors import UserError
 
@@ -143,7 +144,47 @@ def check(plan: object, where: str, kind: type | None = None) -> None:
             if valid and name not in valid:
                 raise UserError(f"{key}.init_args.{name}: {class_path} has no such argument; {nearest(name, valid)}")
             if name in hints:
+                refuse_modules(f"{key}.init_args.{name}", hints[name], value)
                 _check_value(f"{key}.init_args.{name}", hints[name], value)
+
+
+def refuse_settings(where: str, target: Any, settings: Mapping[str, Any]) -> None:
+    """:func:`refuse_modules` for all arguments of a class."""
+    hints = _hints(target)
+    for name, value in settings.items():
+        refuse_modules(f"{where}.{name}", hints.get(name, Any), value)
+
+
+def refuse_modules(key: str, hint: Any, value: object) -> None:
+    """No text is read as the name of a module that only an import would do something with.
+
+    jsonargparse imports what a text names wherever a class may stand, before it compares the types.
+
+    Raises:
+        UserError: a name of Python's own library, or of a program.
+    """
+    if isinstance(value, str) and _may_be_class(hint):
+        _refuse_module(value, key)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            refuse_modules(f"{key}[{number}]", hint, inner)
+    elif isinstance(value, Mapping) and "class_path" not in value:  # a part's own arguments have their own hints
+        for name, inner in value.items():
+            refuse_modules(f"{key}.{name}", hint, inner)
+
+
+def _may_be_class(hint: Any) -> bool:
+    if get_origin(hint) is Literal or hint is Any:
+        return False
+    if parts := get_args(hint):
+        return any(_may_be_class(part) for part in parts if part is not ...)
+    return hint not in (str, int, float, bool, bytes, type(None), Path, list, dict, tuple)
+
+
+def _refuse_module(name: str, where: str) -> None:
+    first, _, rest = name.partition(".")
+    if rest and (first in sys.stdlib_module_names or "__main__" in name.split(".")):
+        raise UserError(f"{where}: {name} is no part of a training, so its module was not imported")
 
 
 def _hints(target: Any) -> dict[str, Any]:
@@ -207,6 +248,7 @@ def locate(class_path: str, where: str) -> Any:
     module_path, _, name = class_path.rpartition(".")
     if not module_path:
         raise UserError(f"{where}: {class_path!r} is not a dotted path such as ssl_med.tasks.MAE")
+    _refuse_module(class_path, where)
     try:
         module = importlib.import_module(module_path)
     except ModuleNotFoundError as error:

@@ -4,12 +4,15 @@ A unit is a block that is computed in one call: it is what is gathered at a time
 """
 
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.distributed._composable import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -17,18 +20,26 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ssl_med.backbones.block import Block
+from ssl_med.backbones.residual_encoder import PooledShortcutBlock
+from ssl_med.backbones.staged import ConvNorm
 from ssl_med.backbones.unet import ResidualBlock
 from ssl_med.errors import UserError
+from ssl_med.ops.norm import once_more
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import Task
 
 LOG = logging.getLogger("ssl_med")
-_UNITS = (Block, ResidualBlock)
+_UNITS = (Block, ResidualBlock, PooledShortcutBlock, ConvNorm)
 
 
 def units(task: nn.Module) -> list[nn.Module]:
-    """The blocks of a task, of its teachers and decoders too."""
-    return [module for module in task.modules() if isinstance(module, _UNITS)]
+    """The blocks of a task, of its teachers and decoders too; none inside another."""
+    found, inside = [], set()
+    for module in task.modules():
+        if isinstance(module, _UNITS) and module not in inside:
+            found.append(module)
+            inside |= set(module.modules())
+    return found
 
 
 def is_sharded(task: nn.Module) -> bool:
@@ -78,23 +89,29 @@ def whole(task: Task, blueprint: dict[str, Any]) -> Task | None:
 
 
 def recompute(task: nn.Module) -> None:
-    """Keep only the input of every trained block and compute it again in the backward pass (arXiv 1604.06174)."""
+    """Keep only the input of every trained block and compute it again in the backward pass (arXiv 1604.06174).
+
+    Dropout repeats its masks, and batch norms do not remember a batch twice.
+    """
     for unit in units(task):
         if any(parameter.requires_grad for parameter in unit.parameters()):
-            checkpoint(unit)
+            checkpoint(unit, context_fn=lambda: (nullcontext(), once_more()))
 
 
 def compile_units(task: nn.Module) -> None:
     """Compile every block by itself, in place: equal blocks share their code, so the time does not grow with depth.
 
-    Where nothing can be compiled, the task stays as it is and a line says why.
+    Where the compiler does not work, or meets a block that it cannot compile, all blocks go on as they are and a line
+    says why.
     """
     reason = _cannot_compile()
     if reason:
-        LOG.warning("learner.compile_blocks: blocks are not compiled, the run goes on without: %s", reason)
+        _go_on_without([], reason)
         return
-    for unit in units(task):
+    compiled = units(task)
+    for unit in compiled:
         unit.compile()
+        unit._compiled_call_impl = _or_plain(unit, compiled)
 
 
 def _cannot_compile() -> str:
@@ -103,8 +120,32 @@ def _cannot_compile() -> str:
     try:
         torch.compile(torch.cos)(torch.ones(2, device=device))
     except (RuntimeError, OSError, ImportError) as error:  # torch._dynamo's and inductor's are RuntimeErrors
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return _first_line(error)
     return ""
+
+
+def _or_plain(unit: nn.Module, compiled: list[nn.Module]) -> Callable[..., Any]:
+    """The compiled call of a block; the first that cannot be compiled ends compiling for all."""
+    call = cast(Callable[..., Any], unit._compiled_call_impl)
+
+    def attempt(*arguments: Any, **more: Any) -> Any:
+        try:
+            return call(*arguments, **more)
+        except TorchDynamoException as error:  # raised before anything of the block has been computed
+            _go_on_without(compiled, _first_line(error))
+            return unit(*arguments, **more)
+
+    return attempt
+
+
+def _go_on_without(compiled: list[nn.Module], reason: str) -> None:
+    for unit in compiled:
+        unit._compiled_call_impl = None
+    LOG.warning("learner.compile_blocks: blocks are not compiled, the run goes on without: %s", reason)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
 
 
 class Sharded(ModelParallelStrategy):

@@ -40,14 +40,14 @@ def start(arguments: list[str], log: Path, before: Callable = lambda: None, **en
     os._exit(code)
 
 
-def start_ranks(arguments: list[str], log: Path, world: int = 2) -> list[int]:
+def start_ranks(arguments: list[str], log: Path, world: int = 2, strategy: str = "ddp") -> list[int]:
     """Begin the command on several processes, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     marks = {**shared, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    words = [*arguments, "--trainer.devices", str(world), "--trainer.strategy", "ddp"]
+    words = [*arguments, "--trainer.devices", str(world), "--trainer.strategy", strategy]
     return [start(words, log, **marks, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)]
 
 

@@ -7,7 +7,7 @@ import torch
 from exports_of import distance, image_of, native
 from torch import nn
 
-from ssl_med.backbones import ResidualEncoder, UNetEncoder
+from ssl_med.backbones import PlainEncoder, ResidualEncoder, UNetEncoder
 from ssl_med.card_check import check_folder
 from ssl_med.errors import UserError
 from ssl_med.exports import read_card
@@ -31,6 +31,17 @@ FROZEN = {
     "encoder.stem.convs.0": (4, 1, 1, 3, 3),
 }
 """Convolutions of dynamic_network_architectures 0.4.4 for :func:`small`; shortcuts have no bias."""
+FROZEN_PLAIN = {
+    "decoder.stages.0.convs.0": (6, 12, 3, 3, 3),
+    "decoder.stages.0.convs.1": (6, 6, 3, 3, 3),
+    "decoder.stages.1.convs.0": (4, 8, 1, 3, 3),
+    "decoder.stages.1.convs.1": (4, 4, 1, 3, 3),
+    "encoder.stages.0.0.convs.0": (4, 1, 1, 3, 3),
+    "encoder.stages.1.0.convs.0": (6, 4, 3, 3, 3),
+    "encoder.stages.1.0.convs.1": (6, 6, 3, 3, 3),
+    "encoder.stages.2.0.convs.0": (8, 6, 3, 3, 3),
+}
+"""The same for :func:`plain`."""
 TRANSPOSED = {"decoder.transpconvs.0": (8, 6, 2, 2, 2), "decoder.transpconvs.1": (6, 4, 1, 2, 2)}
 
 
@@ -39,6 +50,18 @@ def small(**changes) -> ResidualEncoder:
     kernels, pooling = [[1, 3, 3], [3] * 3, [3] * 3], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
     settings = {"widths": [4, 6, 8], "blocks": [1, 2, 1], "pooling": pooling, "kernels": kernels}
     return ResidualEncoder(3, **{**settings, **changes})
+
+
+def plain(**changes) -> PlainEncoder:
+    torch.manual_seed(0)
+    kernels, pooling = [[1, 3, 3], [3] * 3, [3] * 3], [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    settings = {"widths": [4, 6, 8], "convolutions": [1, 2, 1], "pooling": pooling, "kernels": kernels}
+    return PlainEncoder(3, **{**settings, **changes})
+
+
+def plain_flat(**changes) -> PlainEncoder:
+    torch.manual_seed(0)
+    return PlainEncoder(2, 3, [4, 6], **changes)
 
 
 def flat(**changes) -> ResidualEncoder:
@@ -54,10 +77,10 @@ def content_of(folder) -> dict:
     return torch.load(folder / "checkpoint_nnunet.pth", weights_only=True)
 
 
-def frozen_names() -> dict[str, tuple[int, ...]]:
+def frozen_names(layers: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Every name that nnU-Net's standard loader asks for, written down without its code or ours."""
     found: dict[str, tuple[int, ...]] = {}
-    for place, shape in FROZEN.items():
+    for place, shape in layers.items():
         for conv, norm in (("conv", "norm"), ("all_modules.0", "all_modules.1")):
             found[f"{place}.{conv}.weight"] = shape
             found |= {f"{place}.{norm}.{name}": shape[:1] for name in ("weight", "bias")}
@@ -69,30 +92,36 @@ def frozen_names() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def test_names_and_shapes_are_those_of_nnunet(tmp_path):
-    weights = content_of(written(small(), tmp_path))["network_weights"]
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == frozen_names()
+@pytest.mark.parametrize(("make", "layers"), [(small, FROZEN), (plain, FROZEN_PLAIN)], ids=["resenc", "plain"])
+def test_names_and_shapes_are_those_of_nnunet(tmp_path, make, layers):
+    weights = content_of(written(make(), tmp_path))["network_weights"]
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == frozen_names(layers)
 
 
-def network(arguments: dict, channels: int) -> nn.Module:
+def network(described: dict, channels: int) -> nn.Module:
     """What nnU-Net builds from a plans file, with its own package."""
     unets = pytest.importorskip(
         "dynamic_network_architectures.architectures.unet", reason="nnU-Net's architectures are not installed"
     )
+    arguments = described["arch_kwargs"]
+    name = described.get("network_class_name") or described["arch_class_name"]
     places = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d, "LeakyReLU": nn.LeakyReLU}
     places |= {"InstanceNorm2d": nn.InstanceNorm2d, "InstanceNorm3d": nn.InstanceNorm3d}
     named = {key: places[arguments[key].rpartition(".")[-1]] for key in ("conv_op", "norm_op", "nonlin")}
     torch.manual_seed(1)
-    return unets.ResidualEncoderUNet(channels, num_classes=3, **{**arguments, **named}).eval()
+    return getattr(unets, name.rpartition(".")[-1])(channels, num_classes=3, **{**arguments, **named}).eval()
 
 
-@pytest.mark.parametrize(("make", "crop"), [(small, CROP), (flat, [16, 16])], ids=["3d", "2d"])
+ALL = {"3d": (small, CROP), "2d": (flat, [16, 16]), "plain_3d": (plain, CROP), "plain_2d": (plain_flat, [16, 16])}
+
+
+@pytest.mark.parametrize(("make", "crop"), ALL.values(), ids=ALL)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_network_of_nnunet_takes_all_of_it(tmp_path, make, crop, bias):
     ours = make(bias=bias).eval()
     folder = written(ours, tmp_path, crop)
     described = json.loads((folder / "architecture.json").read_text())["architecture"]
-    theirs = network(described["arch_kwargs"], ours.in_channels)
+    theirs = network(described, ours.in_channels)
     weights = content_of(folder)["network_weights"]
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert not unexpected
@@ -104,11 +133,12 @@ def test_the_network_of_nnunet_takes_all_of_it(tmp_path, make, crop, bias):
         assert theirs(image).shape == (2, 3, *crop)
 
 
-def test_modules_load_strictly_by_the_keys_of_the_plan(tmp_path):
+@pytest.mark.parametrize("make", [small, plain], ids=["resenc", "plain"])
+def test_modules_load_strictly_by_the_keys_of_the_plan(tmp_path, make):
     """As nnU-Net does before it fine-tunes: stem and stages are cut out by their prefixes, each loads strictly."""
-    content = content_of(written(small(), tmp_path))
+    content = content_of(written(make(), tmp_path))
     plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
-    theirs = network(plan["architecture_plans"]["arch_kwargs"], plan["pretrain_num_input_channels"])
+    theirs = network(plan["architecture_plans"], plan["pretrain_num_input_channels"])
     assert plan["key_to_encoder"] == theirs.key_to_encoder
     assert plan["key_to_stem"] == theirs.key_to_stem
     assert set(plan["keys_to_in_proj"]) == set(theirs.keys_to_in_proj)
@@ -168,18 +198,20 @@ def test_second_names_take_no_room(tmp_path):
     )
 
 
-def test_it_comes_back_to_us(tmp_path):
-    ours = small()
+@pytest.mark.parametrize("make", [small, plain], ids=["resenc", "plain"])
+def test_it_comes_back_to_us(tmp_path, make):
+    ours = make()
     folder = written(ours, tmp_path)
-    back = small()
+    back = make()
     audit = load_weights(folder / "checkpoint_nnunet.pth", back)
     assert audit.share == 1.0
     for name, tensor in ours.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor)
 
 
-def test_the_card_check_opens_it(tmp_path):
-    folder = written(small(), tmp_path)
+@pytest.mark.parametrize("make", [small, plain], ids=["resenc", "plain"])
+def test_the_card_check_opens_it(tmp_path, make):
+    folder = written(make(), tmp_path)
     assert not [finding for finding in check_folder(folder) if finding.level == "error"]
     assert "```bash" in (folder / "README.md").read_text()
 
@@ -215,9 +247,22 @@ def test_a_decoder_of_ours_stays_behind(tmp_path):
         (UNetEncoder(3, widths=(4, 8)), "UNetEncoder is no encoder of nnU-Net"),
         (ResidualEncoder(3, 1, [4, 6], 1, [[2, 2, 2], [2, 2, 2]]), "full resolution"),
         (ResidualEncoder(3, 1, [4], 1), "two stages or more"),
+        (PlainEncoder(3, 1, [4, 6], 1, [[1, 2, 2], [2, 2, 2]]), "full resolution"),
     ],
-    ids=["other", "pooled", "single"],
+    ids=["other", "pooled", "single", "plain_pooled"],
 )
 def test_what_nnunet_cannot_compute_is_refused(tmp_path, backbone, reason):
     with pytest.raises(UserError, match=reason):
         written(backbone, tmp_path)
+
+
+def test_the_default_is_the_network_of_nnunets_default_plans(tmp_path):
+    """Its planner's widths and convolutions per stage, at six stages, so that its own plans need no change."""
+    ours = PlainEncoder()
+    described = json.loads((written(ours, tmp_path, [32, 32, 32]) / "architecture.json").read_text())["architecture"]
+    assert described["network_class_name"].endswith(".PlainConvUNet")
+    arguments = described["arch_kwargs"]
+    assert arguments["features_per_stage"] == [32, 64, 128, 256, 320, 320]
+    assert arguments["n_conv_per_stage"] == [2] * 6
+    assert arguments["n_conv_per_stage_decoder"] == [2] * 5
+    assert arguments["conv_bias"]

@@ -1,7 +1,9 @@
 """Parameters in shards (FSDP2): the same weights, clipped alike; runs that change their number of processes."""
 
 import json
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from contracts.test_tasks import cases, make_task
 from stores import store_of, volumes
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from trainings import in_double, whole_state
 from worlds import image_batch, share, together
 
 from ssl_med import sharding
+from ssl_med.callbacks import newest_whole
 from ssl_med.cli import main
+from ssl_med.learner import Learner
 from ssl_med.optim import clip_all, clip_each, local
 from ssl_med.tasks import MAE, PretextTask
 
@@ -28,11 +32,9 @@ STEPS = 6
 
 
 @pytest.fixture
-def double_precision(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+def double_precision():
+    with in_double():
+        yield
 
 
 def trained(case: str, rank: int = 0, world: int = 1) -> dict:
@@ -51,8 +53,7 @@ def trained(case: str, rank: int = 0, world: int = 1) -> dict:
         norms.append(clip(task.parameters(), 0.05) if clip else torch.zeros(()))
         optimiser.step()
         task.after_step((step + 1) / 2)
-    state = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in task.state_dict().items()}
-    return {"state": state, "norms": norms, "held": held}
+    return {"state": whole_state(task), "norms": norms, "held": held}
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -113,3 +114,38 @@ def test_a_run_goes_on_with_fewer_processes(strategy: str, store: Path, tmp_path
     assert sorted(found) == list(range(1, STEPS + 1))
     assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
     assert (moved / "exports" / "backbone" / "backbone.safetensors").is_file()
+
+
+def run_noting_weights(arguments: list[str], step: int) -> tuple[int, dict[str, torch.Tensor]]:
+    """The same, with the weights, put together, that the run began with."""
+    begin, found = Learner.on_train_start, {}
+
+    def noting(self) -> None:
+        begin(self)
+        found.update({name: value.clone() for name, value in whole_state(self.task).items()})
+
+    Learner.on_train_start = noting
+    return run_until(arguments, step), found
+
+
+def test_shards_of_four_are_taken_up_by_one_two_and_four(store: Path, tmp_path: Path) -> None:
+    """The same bits on all of them, and the next loss of the run on one process."""
+    whole, saved = tmp_path / "whole", tmp_path / "saved"
+    assert together(1, tmp_path / "one", lambda _: main(command(store, whole, 1)), join=False) == [0]
+    more = ["--trainer.strategy", "fsdp"]
+    assert together(4, tmp_path / "0", lambda _: run_until(command(store, saved, 4, *more), 2), join=False) == [130] * 4
+    held = newest_whole(saved / "checkpoints")
+    reached = int(held.stem.removeprefix("step="))
+    assert len(list(held.glob("__*"))) == 4
+    weights = []
+    for world in (1, 2, 4):
+        run = tmp_path / f"on{world}"
+        shutil.copytree(saved, run, symlinks=True)
+        words = command(store, run, world, *more)
+        further = partial(run_noting_weights, words, reached + 1)
+        parts = together(world, tmp_path / f"{world}", lambda _, go=further: go(), join=False)
+        assert [code for code, _ in parts] == [130] * world
+        weights += [state for _, state in parts]
+        assert losses(run)[reached + 1] == pytest.approx(losses(whole)[reached + 1], rel=1e-6)
+    assert all(torch.equal(state[name], value) for state in weights for name, value in weights[0].items())
+    assert weights[0]

@@ -291,8 +291,10 @@ def test_images_and_anisotropic_patches():
 
 def test_every_number_is_printed(capsys):
     got = plan(size="vit_large", patch=8)
-    printed = capsys.readouterr().out
+    printed, assumptions = capsys.readouterr().out.split("assumed:\n")
     assert len(printed.splitlines()) == len(got)
+    for words in ("30% of 989 TFLOP/s", "1,000,000 samples", "2.4:1", "0.74 GB/s", "15%", "50,700 GPU-hours"):
+        assert words in assumptions
     assert "1,728" in printed
     assert "303  million parameters" in printed
 
@@ -313,6 +315,12 @@ def test_every_number_is_printed(capsys):
         ({"spatial_dims": 1}, "spatial_dims"),
         ({"channels": 0}, "channels"),
         ({"volume_shape": (0, 10, 10)}, "volume_shape"),
+        ({"batch": 0}, "batch must be above 0"),
+        ({"link_gb_s": 0}, "link_gb_s must be above 0"),
+        ({"measure": True}, "name one, such as mae_3d"),
+        ({"measure": True, "config": "mae_3d", "size": "vit_tiny", "patch": 8}, "change size, patch there"),
+        ({"measure": True, "config": "mae_3d", "scale": True}, "one at a time"),
+        ({"measure_crop": 48}, "give measure too"),
     ],
 )
 def test_errors_say_what_and_where(arguments, words):

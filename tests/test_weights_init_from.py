@@ -253,3 +253,33 @@ def test_an_export_for_another_library_is_read_back(tmp_path: Path, to: str) -> 
     weights.write_bytes(weights.read_bytes() + b"0")
     with pytest.raises(UserError, match="sha256 differs"):
         start_from(MAE(our_vit(channels=1), **SMALL_MAE), Start(str(folder)))
+
+
+def tuned(folder: Path, seed: int) -> tuple[Path, ViT]:
+    """A run of a fine-tuning, as it lies on disk, and its backbone."""
+    from finetune import Classify
+    from ssl_med.exports import export
+
+    task = shaken(Classify(our_vit(channels=1), classes=3, window=[32, 32]), seed)
+    return export({"task": task}, folder / "exports" / "task", {}).parents[1], task.backbone
+
+
+def test_a_fine_tuning_gives_its_backbone_and_keeps_its_head(tmp_path: Path) -> None:
+    run, backbone = tuned(tmp_path / "comparison" / "pretrained_labels=all_seed=0", 1)
+    for source in (run, run / "exports" / "task", run.parent):
+        task = MAE(our_vit(channels=1), **SMALL_MAE)
+        started = start_from(task, Start(str(source)))
+        assert all(torch.equal(v, backbone.state_dict()[name]) for name, v in task.backbone.state_dict().items())
+        assert started.audit.share == 1.0
+        assert not started.heads
+    weights = run / "exports" / "task" / "task.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"0")
+    with pytest.raises(UserError, match="sha256 differs"):
+        start_from(MAE(our_vit(channels=1), **SMALL_MAE), Start(str(run)))
+
+
+def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
+    for arm in ("pretrained", "scratch"):
+        tuned(tmp_path / f"{arm}_labels=all_seed=0", 1)
+    with pytest.raises(UserError, match=r"several runs; name one of: .*pretrained_labels=all_seed=0, .*scratch"):
+        start_from(MAE(our_vit(channels=1), **SMALL_MAE), Start(str(tmp_path)))

@@ -8,7 +8,15 @@ import torch
 from foreign_models import SMALL, difference, our_vit, shaken, timm_vit, tokens
 from torch import nn
 
-from ssl_med.backbones import GenesisEncoder, MonaiBackbone, ResidualEncoder, TimmBackbone, UNetEncoder, ViT
+from ssl_med.backbones import (
+    GenesisEncoder,
+    MonaiBackbone,
+    PlainEncoder,
+    ResidualEncoder,
+    TimmBackbone,
+    UNetEncoder,
+    ViT,
+)
 from ssl_med.errors import UserError
 from ssl_med.weights import load_weights
 
@@ -268,8 +276,8 @@ def test_other_models_of_timm_in_the_feature_wrapper(name: str) -> None:
         assert difference(backbone(image).maps[-1], expected) < 1e-5
 
 
-def nnunet(**changes) -> nn.Module:
-    """The class that nnU-Net builds, from its own package, which wants an older timm than we do."""
+def nnunet(name: str = "ResidualEncoderUNet", **changes) -> nn.Module:
+    """A class that nnU-Net builds, from its own package, which wants an older timm than we do."""
     unets = pytest.importorskip(
         "dynamic_network_architectures.architectures.unet", reason="nnU-Net's architectures are not installed"
     )
@@ -277,23 +285,28 @@ def nnunet(**changes) -> nn.Module:
         "features_per_stage": [4, 6, 8],
         "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
         "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
-        "n_blocks_per_stage": [1, 2, 1],
+        "n_blocks_per_stage" if name == "ResidualEncoderUNet" else "n_conv_per_stage": [1, 2, 1],
         **changes,
     }
     common = {"conv_bias": True, "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
     common |= {"nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}, "n_conv_per_stage_decoder": [1, 1]}
     torch.manual_seed(0)
-    return shaken(unets.ResidualEncoderUNet(1, 3, conv_op=nn.Conv3d, num_classes=2, **settings, **common))
+    return shaken(getattr(unets, name)(1, 3, conv_op=nn.Conv3d, num_classes=2, **settings, **common))
 
 
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [("ResidualEncoderUNet", ResidualEncoder), ("PlainConvUNet", PlainEncoder)],
+    ids=["resenc", "plain"],
+)
 @pytest.mark.parametrize("axes", ["same", "reversed"])
-def test_resenc_unet_of_nnunet(axes: str) -> None:
-    model = nnunet()
+def test_unets_of_nnunet(axes: str, name: str, home: type) -> None:
+    model = nnunet(name)
     plan = {"architecture_plans": {"arch_class_name": "ResEncL"}, "key_to_encoder": "encoder.stages"}
     weights = {"network_weights": model.state_dict(), "nnssl_adaptation_plan": plan}
     turn = slice(None, None, -1 if axes == "reversed" else 1)
     kernels, pooling = [[1, 3, 3][turn], [3] * 3, [3] * 3], [[1, 1, 1], [1, 2, 2][turn], [2, 2, 2]]
-    ours = ResidualEncoder(3, 1, [4, 6, 8], [1, 2, 1], pooling, kernels).eval()
+    ours = home(3, 1, [4, 6, 8], [1, 2, 1], pooling, kernels).eval()
     audit = load_weights(weights, ours, axes=axes)
     image = torch.randn(2, 1, 4, 16, 16)
     shown = image.permute(0, 1, 4, 3, 2) if axes == "reversed" else image
@@ -375,7 +388,10 @@ HOMES = {
     ),
     "a ViT": (lambda: timm_vit().state_dict(), "ssl_med.backbones.ViT, not UNetEncoder"),
     "Primus": (lambda: {"encoder.eva.blocks.0.norm1.weight": torch.zeros(1)}, "take the ResEnc variant"),
-    "a plain U-Net": (lambda: {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(1)}, "take a ResEnc preset"),
+    "a plain U-Net": (
+        lambda: {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(1)},
+        "home is ssl_med.backbones.PlainEncoder",
+    ),
     "of no known layout": (lambda: {"alpha.weight": torch.zeros(1)}, "alpha.weight"),
 }
 

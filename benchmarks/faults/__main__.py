@@ -34,6 +34,7 @@ DRILLS = {
     "F37": places.odd_places,
     "F38": places.two_jobs,
     "F39": places.drift,
+    "F40": worlds.shards_killed,
 }
 HEAD = ("fault", "injected", "survived", "lost", "figure", "seconds")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jobs import code_of, losses, start_ranks
 
-from benchmarks.faults.drill import STEPS, Place, Row
+from benchmarks.faults.drill import STEPS, Place, Row, newest_step
+from ssl_med.callbacks.checkpoint_io import is_whole
 from ssl_med.launch import Supervisor
 
 PAIR = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--watch.checkpoint_steps", "4")
@@ -68,3 +69,25 @@ def rank_hangs(place: Place, full: bool) -> Row:
     return Row(
         "F11 one of two processes hangs", count, lost, f"noticed after {slowest:.1f} s with step_timeout 2; stacks kept"
     )
+
+
+def shards_killed(place: Place, full: bool) -> Row:
+    """F40: both processes of a sharded run, which saves after every step, are killed at any moment, again and again."""
+    count, lost, inside, reached = (50 if full else 3), 0, 0, 0
+    run = place.new("shards")
+    words, folder = place.words(run, "--watch.checkpoint_steps", "1", steps=10**6), run / "checkpoints"
+    for _ in range(count):
+        ranks = start_ranks(words, run.parent / "log", strategy="fsdp")
+        while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count('"loss"') < reached + 4:
+            time.sleep(0.01)
+        time.sleep(place.draw.uniform(0, 1))
+        for rank in place.draw.sample(ranks, 2):
+            os.kill(rank, signal.SIGKILL)
+            time.sleep(place.draw.uniform(0, 0.05))
+        for rank in ranks:
+            code_of(rank)
+        inside += any(folder.glob(".step=*"))
+        pointed, before = (folder / "last.ckpt").resolve(), reached
+        reached = newest_step(run)
+        lost += not is_whole(pointed) or reached <= before
+    return Row("F40 kill inside a sharded save", count, lost, f"{inside} of the kills came inside a save")

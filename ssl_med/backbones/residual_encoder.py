@@ -5,46 +5,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_med.backbones.base import Backbone
-from ssl_med.backbones.unet import CONV, NORM
+from ssl_med.backbones.staged import ConvNorm, StagedEncoder, Steps
 from ssl_med.types import Features
 
 _POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-Steps = tuple[int, ...]
-
-
-class ConvNorm(nn.Module):
-    """Convolution and instance norm, with a leaky ReLU if asked.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels that come in.
-        out_channels: channels that go out.
-        kernel: voxels along each axis, odd.
-        stride: voxels per cell of the output along each axis.
-        bias: of the convolution.
-        activate: end with the activation.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        kernel: Steps,
-        stride: Steps,
-        bias: bool = True,
-        activate: bool = True,
-    ) -> None:
-        super().__init__()
-        padding = tuple((size - 1) // 2 for size in kernel)
-        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel, stride, padding, bias=bias)
-        self.norm = NORM[spatial_dims](out_channels, affine=True)
-        self.activation = nn.LeakyReLU(0.01) if activate else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, \\*space) -> (b, out_channels, \\*space / stride)."""
-        return self.activation(self.norm(self.conv(x)))
 
 
 class PooledShortcutBlock(nn.Module):
@@ -77,7 +41,7 @@ class PooledShortcutBlock(nn.Module):
         return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
 
 
-class ResidualEncoder(Backbone):
+class ResidualEncoder(StagedEncoder):
     """Encoder of nnU-Net's ResEnc presets (Isensee et al., arXiv 2404.09556), which nnssl pretrains.
 
     Unlike :class:`~ssl_med.backbones.UNetEncoder` it has a stem, biases and pooled, normalised shortcuts, as
@@ -103,26 +67,11 @@ class ResidualEncoder(Backbone):
         kernels: Sequence[Sequence[int]] | None = None,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        self.spatial_dims, self.in_channels, self.bias = spatial_dims, in_channels, bias
-        self.widths, stages = list(widths), len(widths)
-        self.blocks = [blocks] * stages if isinstance(blocks, int) else list(blocks)
-        self.pooling = [list(p) for p in pooling or [[min(i + 1, 2)] * spatial_dims for i in range(stages)]]
-        self.kernels = [list(k) for k in kernels or [[3] * spatial_dims] * stages]
-        for name in ("blocks", "pooling", "kernels"):
-            if len(getattr(self, name)) != stages:
-                raise ValueError(f"{name} has {len(getattr(self, name))} stages, widths have {stages}")
-        self.embed_dim, self.channels = self.widths[-1], list(self.widths)
-        self.strides = self._strides()
+        super().__init__(spatial_dims, in_channels, widths, blocks, pooling, kernels, bias)
+        self.blocks, stages = self.depths, len(self.widths)
         stem = ConvNorm(spatial_dims, in_channels, self.widths[0], tuple(self.kernels[0]), (1,) * spatial_dims, bias)
         self.stem = nn.ModuleDict({"convs": nn.Sequential(stem)})
         self.stages = nn.ModuleList(nn.ModuleDict({"blocks": self._stage(i)}) for i in range(stages))
-
-    def _strides(self) -> list[tuple[int, ...]]:
-        strides = [tuple(self.pooling[0])]
-        for step in self.pooling[1:]:
-            strides.append(tuple(a * b for a, b in zip(strides[-1], step, strict=True)))
-        return strides
 
     def _stage(self, number: int) -> nn.Sequential:
         width, kernel = self.widths[number], tuple(self.kernels[number])

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
@@ -10,6 +9,7 @@ from pytorch_lightning.loggers import Logger
 from ssl_med.callbacks.checkpoint import Checkpoints
 from ssl_med.callbacks.guard import Guard
 from ssl_med.callbacks.journal import JsonLines, Progress
+from ssl_med.callbacks.offline import QuietWandb
 from ssl_med.callbacks.signals import Signals
 from ssl_med.callbacks.validation import Validate
 from ssl_med.callbacks.waiting import Waiting
@@ -74,23 +74,7 @@ class Watching:
 
                 chosen.append(TensorBoardLogger(folder, name="tensorboard", version=""))
             elif name == "wandb":
-                chosen.append(self._wandb(folder, run))
+                chosen.append(QuietWandb(folder, run or None, self.online))
             else:
                 raise ValueError(f"watch.track: {name!r} is not known; valid: tensorboard, wandb")
         return chosen
-
-    def _wandb(self, folder: Path, run: str) -> Logger:
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
-
-        quiet = wandb.Settings(
-            console="off",
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_disable_machine_info=True,
-            disable_git=True,
-            save_code=False,
-            x_save_requirements=False,
-        )
-        where: Any = {"save_dir": str(folder), "offline": not self.online, "id": run or None, "resume": "allow"}
-        return WandbLogger(project="ssl_med", settings=quiet, **where)

@@ -1,14 +1,14 @@
-"""nnU-Net's residual encoder U-Net around an encoder of ours: its arguments and the names of all its weights."""
+"""nnU-Net's U-Nets around an encoder of ours: their arguments and the names of all their weights."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssl_med.backbones import ResidualEncoder
+from ssl_med.backbones import Backbone, PlainEncoder, ResidualEncoder
 
-NETWORK = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+Encoder = PlainEncoder | ResidualEncoder
 IMPORTED = ["conv_op", "norm_op", "dropout_op", "nonlin"]
 """Arguments that nnU-Net's plans give as dotted names."""
 
@@ -16,7 +16,48 @@ _SLOPE = 1e-2
 """Of nnU-Net's leaky ReLUs, for which it initialises (``InitWeights_He``)."""
 
 
-def architecture(encoder: ResidualEncoder) -> dict[str, Any]:
+class Network(NamedTuple):
+    """One of nnU-Net's networks.
+
+    Attributes:
+        name: its class, with the way to it.
+        encoder: ours with the same names.
+        depths: the argument that says how many blocks or convolutions a stage has.
+        decoder: convolutions of each stage of the decoder in nnU-Net's own plans.
+        stem: where the class says its stem is.
+        first: the layer that sees the image.
+    """
+
+    name: str
+    encoder: type[Encoder]
+    depths: str
+    decoder: int
+    stem: str
+    first: str
+
+
+_UNETS = "dynamic_network_architectures.architectures.unet"
+NETWORKS = (
+    Network(
+        f"{_UNETS}.ResidualEncoderUNet",
+        ResidualEncoder,
+        "n_blocks_per_stage",
+        1,
+        "encoder.stem",
+        "encoder.stem.convs.0",
+    ),
+    Network(
+        f"{_UNETS}.PlainConvUNet", PlainEncoder, "n_conv_per_stage", 2, "encoder.stages.0", "encoder.stages.0.0.convs.0"
+    ),
+)
+
+
+def network_of(backbone: Backbone) -> Network | None:
+    """The network that holds a backbone; None where there is none."""
+    return next((network for network in NETWORKS if isinstance(backbone, network.encoder)), None)
+
+
+def architecture(encoder: Encoder, network: Network) -> dict[str, Any]:
     """Arguments of the network, as a plans file of nnU-Net gives them."""
     axes, stages = encoder.spatial_dims, len(encoder.widths)
     return {
@@ -25,8 +66,8 @@ def architecture(encoder: ResidualEncoder) -> dict[str, Any]:
         "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
         "kernel_sizes": [list(kernel) for kernel in encoder.kernels],
         "strides": [list(step) for step in encoder.pooling],
-        "n_blocks_per_stage": list(encoder.blocks),
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        network.depths: list(encoder.depths),
+        "n_conv_per_stage_decoder": [network.decoder] * (stages - 1),
         "conv_bias": encoder.bias,
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -37,25 +78,25 @@ def architecture(encoder: ResidualEncoder) -> dict[str, Any]:
     }
 
 
-def encoder_from(arguments: dict[str, Any], in_channels: int) -> ResidualEncoder:
+def encoder_from(network: Network, arguments: dict[str, Any], in_channels: int) -> Encoder:
     """The encoder of :func:`architecture`, with random weights."""
-    return ResidualEncoder(
+    return network.encoder(
         int(arguments["conv_op"][-2]),
         in_channels,
         arguments["features_per_stage"],
-        arguments["n_blocks_per_stage"],
+        arguments[network.depths],
         arguments["strides"],
         arguments["kernel_sizes"],
         arguments["conv_bias"],
     )
 
 
-def encoder_state(encoder: ResidualEncoder) -> dict[str, Tensor]:
+def encoder_state(encoder: Encoder) -> dict[str, Tensor]:
     """Our weights under ``encoder.``, without second names."""
     return {f"encoder.{name}": tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
 
 
-def decoder_state(encoder: ResidualEncoder) -> dict[str, Tensor]:
+def decoder_state(encoder: Encoder, network: Network) -> dict[str, Tensor]:
     """Weights of the decoder that fits, random as nnU-Net's own (He et al., arXiv 1502.01852), the same each time.
 
     Layers of the segmentation are left out: nnU-Net makes them for the classes it finds, and never loads them.
@@ -71,9 +112,10 @@ def decoder_state(encoder: ResidualEncoder) -> dict[str, Tensor]:
     for level, (below, skip) in enumerate(pairwise(reversed(encoder.widths))):
         step, kernel = encoder.pooling[-1 - level], encoder.kernels[-2 - level]
         convolution(f"decoder.transpconvs.{level}", (below, skip, *step), skip)
-        block = f"decoder.stages.{level}.convs.0"
-        convolution(f"{block}.conv", (skip, 2 * skip, *kernel), skip)
-        state |= {f"{block}.norm.weight": torch.ones(skip), f"{block}.norm.bias": torch.zeros(skip)}
+        for number in range(network.decoder):
+            block = f"decoder.stages.{level}.convs.{number}"
+            convolution(f"{block}.conv", (skip, skip if number else 2 * skip, *kernel), skip)
+            state[f"{block}.norm.weight"], state[f"{block}.norm.bias"] = torch.ones(skip), torch.zeros(skip)
     return state
 
 

@@ -12,7 +12,6 @@ from ssl_med.backbones import Backbone, ViT
 from ssl_med.backbones.block import Block
 from ssl_med.errors import UserError
 from ssl_med.ops import saliency as measures
-from ssl_med.ops.positions import rotate
 from ssl_med.transforms.base import spread
 from ssl_med.types import Batch
 
@@ -172,21 +171,16 @@ class TeacherAttention(SaliencyProvider):
 
 def class_attention(vit: ViT, image: Float[Tensor, "b c *space"], spacing: Tensor | None = None) -> Tensor:
     """Softmax weights of the class token on the patches in the last block, mean over heads, (b, 1, \\*grid)."""
-    seen: list[tuple] = []
     layer = cast(Block, vit.blocks[-1]).attn
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    layer.seen = seen = []
     try:
         tokens = vit.tokenize(image, spacing)
         vit.encode(tokens)
     finally:
-        handle.remove()
-    x, angles = seen[0]
-    b, n, d = x.shape
-    q, k, _ = layer.qkv(x).view(b, n, 3, vit.heads, d // vit.heads).permute(2, 0, 3, 1, 4).unbind(0)
-    if angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
+        layer.seen = None
+    q, k = seen[0]
     weights = torch.softmax(q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1)
-    return weights.mean(1)[:, :, vit.prefix :].reshape(b, 1, *tokens.grid)
+    return weights.mean(1)[:, :, vit.prefix :].reshape(len(q), 1, *tokens.grid)
 
 
 def fall_back(

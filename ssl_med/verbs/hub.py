@@ -32,6 +32,7 @@ def push(folder: str | Path, to: str, yes: bool = False, public: bool = False) -
     from ssl_med.errors import UserError
     from ssl_med.exports import find_export
     from ssl_med.model_card import files_in
+    from ssl_med.verbs.hugging_face import upload
 
     folder = find_export(folder)
     errors = [str(finding) for finding in check_folder(folder) if finding.level == "error"]
@@ -48,17 +49,18 @@ def push(folder: str | Path, to: str, yes: bool = False, public: bool = False) -
         _copy(folder, names, place)
         print(f"sent {len(names)} files to {to}")
     else:
-        _upload(folder, names, to, public)
+        upload(folder, names, to, public)
         print(f"sent {len(names)} files to {to}")
     return names
 
 
-def pull(source: str, out: str | Path) -> Path:
+def pull(source: str, out: str | Path, revision: str | None = None) -> Path:
     """Fetch an export, refuse what may run code, and verify every hash before the folder appears.
 
     Args:
         source: ``owner/name`` on the hub, ``file:///...``, or a path.
         out: folder; must not be there, or be empty.
+        revision: branch, tag or commit of a repository on the hub; its main branch if None.
 
     Returns:
         The folder.
@@ -68,29 +70,39 @@ def pull(source: str, out: str | Path) -> Path:
     """
     from ssl_med.card_check import check_hashes
     from ssl_med.errors import UserError
-    from ssl_med.model_card import files_in
 
     out, place = Path(out), _local(source)
+    if place is not None and revision:
+        raise UserError(f"--revision {revision}: {source} is a folder, which has one state only")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".pull-") as between:
         fetched = Path(between) / "export"
-        if place is not None:
-            if not (place / "card.json").is_file():
-                raise UserError(f"{source} holds no export (card.json)")
-            names = [*files_in(place), "card.json"]
-            _refuse_pickles(names)
-            _copy(place, names, fetched)
-        else:
-            _download(source, fetched)
+        commit = _fetch(source, place, fetched, revision)
         _refuse_tensors_with_code(fetched)
         wrong = check_hashes(fetched)
         if wrong:
             raise UserError(f"{source} was not taken: {'; '.join(map(str, wrong))}")
         fetched.rename(out)
-    print(f"pulled, all hashes verified: {out}")
+    print(f"pulled{commit}, all hashes verified: {out}")
     return out
+
+
+def _fetch(source: str, place: Path | None, into: Path, revision: str | None) -> str:
+    """All files, of which no name is a pickle's; says which commit they are of, where there are commits."""
+    from ssl_med.errors import UserError
+    from ssl_med.model_card import files_in
+    from ssl_med.verbs.hugging_face import download
+
+    if place is None:
+        return f" commit {download(source, into, revision, _refuse_pickles)}"
+    if not (place / "card.json").is_file():
+        raise UserError(f"{source} holds no export (card.json)")
+    names = [*files_in(place), "card.json"]
+    _refuse_pickles(names)
+    _copy(place, names, into)
+    return ""
 
 
 def _local(place: str) -> Path | None:
@@ -106,7 +118,7 @@ def _refuse_pickles(names: list[str]) -> None:
     from ssl_med.errors import UserError
 
     bad = [name for name in names if PurePosixPath(name).suffix.lower() in PICKLES]
-    odd = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    odd = [name for name in names if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts]
     if bad or odd:
         raise UserError(f"refused: {', '.join(bad + odd)} may run code when loaded, or lies outside of the folder")
 
@@ -143,21 +155,3 @@ def _copy(folder: Path, names: list[str], place: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, target)
         (Path(between) / "export").rename(place)
-
-
-def _upload(folder: Path, names: list[str], to: str, public: bool) -> None:
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    hub.create_repo(to, private=not public, exist_ok=True)
-    hub.upload_folder(repo_id=to, folder_path=folder, allow_patterns=names, commit_message="Weights and card")
-
-
-def _download(source: str, folder: Path) -> None:
-    """Names are looked at before a byte is fetched."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    names = [name for name in HfApi().list_repo_files(source) if name != ".gitattributes"]
-    _refuse_pickles(names)
-    snapshot_download(source, local_dir=folder, allow_patterns=names)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the client about its download

@@ -1,7 +1,8 @@
 """``ssl-med plan``: what a pretraining run will cost in memory, time, bandwidth and disk, before any GPU is booked.
 
 A model on paper: it knows matrix products and bytes, not kernels, so its one guess is ``utilisation``, the share of the
-accelerator's peak that a step reaches; projection heads of contrastive tasks are not counted. GB are 1e9 bytes.
+accelerator's peak that a step reaches; projection heads of contrastive tasks are not counted. GB are 1e9 bytes. With
+``measure`` a few steps are timed on this device as well (:mod:`ssl_med.verbs.plan_measure`).
 """
 
 import inspect
@@ -22,11 +23,20 @@ from ssl_med.presets import (
     state_bytes,
 )
 from ssl_med.recipe import walk
-from ssl_med.verbs.plan_model import TASKS, Job, Model, Work, require
+from ssl_med.verbs.plan_model import TASKS, Job, Model, Work, per_axis, require
+from ssl_med.verbs.plan_print import (
+    CONVERSION_RATE,
+    CROP_READ_RATE,
+    GB,
+    MEASURED,
+    ON_PAPER,
+    assumed,
+    listed,
+    table,
+)
+from ssl_med.verbs.plan_scale import GPUS, Cluster, scale_table, scale_to
 
-GB = 1e9
-CROP_READ_RATE = 0.74e9  # decoded bytes/s of one core reading 96^3 crops from blosc2 (zstd 5)
-CONVERSION_RATE = 21e6 / 0.39  # raw bytes/s of one core: .nii.gz in (0.12 s for 21 MB), blosc2 zstd 5 out (0.27 s)
+BATCH = 64  # of one GPU, without a config
 
 
 def plan(
@@ -53,6 +63,12 @@ def plan(
     compression: float = 2.4,
     crops_per_read: int = 1,
     write_gb_s: float = 1,
+    batch: int | None = None,
+    scale: bool = False,
+    link_gb_s: float = 50,
+    gpus_per_node: int = 8,
+    measure: bool = False,
+    measure_crop: tuple[int, ...] | int | None = None,
 ) -> dict[str, Any]:
     """Estimate the cost of a pretraining run and print it.
 
@@ -80,6 +96,13 @@ def plan(
         compression: raw over stored bytes; 2.4 was measured on CT with blosc2, zstd 5.
         crops_per_read: crops drawn from one decoded region.
         write_gb_s: rate at which a checkpoint is written.
+        batch: samples per GPU and step; the config's, or 64 without one.
+        scale: print a table for 8 to 1024 GPUs too.
+        link_gb_s: rate of the network of each GPU, for that table; 50 is a port of 400 Gbit/s for each.
+        gpus_per_node: GPUs of one machine, for that table.
+        measure: time steps of the config's task on this device instead, and say what a step, an epoch and the job take
+            here, of any task; what changes the model must stand in the config.
+        measure_crop: crop of the steps that are timed, where the wanted one is too large for this device.
 
     Returns:
         The printed numbers under names that carry their units.
@@ -92,31 +115,53 @@ def plan(
         "mask_ratio": mask_ratio, "task": task, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
         "class_token": class_token,
     }  # fmt: skip
-    numbers = {
+    positive = {
         "memory_gb": memory_gb, "gpus": gpus, "tflops": tflops, "utilisation": utilisation, "volumes": volumes,
         "smallest axis of volume_shape": min(volume_shape), "samples": samples, "bytes_per_voxel": bytes_per_voxel,
         "compression": compression, "crops_per_read": crops_per_read, "write_gb_s": write_gb_s,
+        "batch": 1 if batch is None else batch, "link_gb_s": link_gb_s, "gpus_per_node": gpus_per_node,
     }  # fmt: skip
-    for name, value in numbers.items():
+    for name, value in positive.items():
         require(value > 0, f"{name} must be above 0, got {value}")
-    if config is not None:
-        defaults = inspect.signature(plan).parameters
-        changed = {name: value for name, value in drawn.items() if value != defaults[name].default}
-        drawn |= read_config(config) | changed
-    job = assemble(**drawn)
-    work = job.work()
-    rate = tflops * 1e12 * utilisation / work.flops
-    read = job.region() * bytes_per_voxel / crops_per_read
+    defaults = inspect.signature(plan).parameters
+    changed = {name: value for name, value in drawn.items() if value != defaults[name].default}
+    if measure:
+        require(not scale, "scale is a table on paper and measure is about this device: ask for one at a time")
+        return _measured(config, changed, batch, measure_crop, volumes)
+    require(measure_crop is None, "measure_crop says what measure shall time: give measure too")
+    found = {} if config is None else read_config(config)
+    own = found.pop("batch", BATCH)
+    job = assemble(**(drawn | found | changed))
+    work, rate = job.work(), tflops * 1e12 * utilisation
+    speed, read = rate / work.flops, job.region() * bytes_per_voxel / crops_per_read
     answer = {
         **model_costs(job, work),
         **memory_costs(job, work, memory_gb * GB),
-        "samples_per_second_per_gpu": rate,
-        "hours": samples / (rate * gpus) / 3600,
-        **reading_costs(rate * read, gpus, compression),
+        "samples_per_second_per_gpu": speed,
+        "hours": samples / (speed * gpus) / 3600,
+        **reading_costs(speed * read, gpus, compression),
         **store_costs(volumes * math.prod(volume_shape) * job.model.channels * bytes_per_voxel, compression),
         **saving_costs(job, gpus, write_gb_s * GB),
     }
-    print(table(answer))
+    print(table(answer, ON_PAPER) + listed("assumed", assumed(positive)))
+    if scale:
+        cluster = Cluster(rate, link_gb_s * GB, gpus_per_node, batch or own, samples, read / compression)
+        answer["scale"] = [scale_to(job, number, cluster) for number in GPUS]
+        print("\n" + scale_table(answer["scale"]) + listed("assumed beside this", cluster.assumed()))
+    return answer
+
+
+def _measured(
+    config: str | None, changed: Mapping[str, Any], batch: int | None, measure_crop: Any, volumes: int
+) -> dict[str, Any]:
+    """What ``measure`` asks for, printed; torch is imported here only."""
+    other = [name for name in changed if name != "crop"]
+    require(config is not None, "measure times the task of a config: name one, such as mae_3d")
+    require(not other, f"measure builds the task that the config says; change {', '.join(other)} there")
+    from ssl_med.verbs.plan_measure import Wanted, measure
+
+    answer, conditions = measure(str(config), Wanted(changed.get("crop"), batch, measure_crop, volumes))
+    print(table(answer, MEASURED) + listed("how", conditions))
     return answer
 
 
@@ -134,7 +179,7 @@ def read_config(config: str) -> dict[str, Any]:
         raise UserError(f"config {config!r} names {named}; plan knows the tasks {', '.join(TASKS)} on a ViT")
     found = {"task": task.lower(), "size": f"vit_{vit.get('size', 'small')}", "channels": vit.get("in_channels")}
     found |= {name: vit.get(name) for name in _OF_VIT} | {name: parts[task].get(name) for name in _OF_TASK}
-    found["crop"] = (tree.get("data") or {}).get("crop")
+    found |= {"crop": (tree.get("data") or {}).get("crop"), "batch": (tree.get("data") or {}).get("batch_size")}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -160,15 +205,8 @@ def assemble(
     preset, views = PRESETS[size], TASKS[task]
     encoder = Stack(embed_dim or preset["embed_dim"], depth or preset["depth"], mlp_ratio or preset["mlp_ratio"])
     decoder = Stack(decoder_dim, decoder_depth) if views.masked else None
-    model = Model(encoder, decoder, _per_axis("patch", patch, spatial_dims), channels, class_token)
-    return Job(model, views, _per_axis("crop", crop, spatial_dims), mask_ratio)
-
-
-def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
-    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
-    require(len(sizes) == rank, f"{name} {sizes} needs one number for each of spatial_dims={rank} axes, or one for all")
-    require(min(sizes) > 0, f"{name} must be above 0 along every axis, got {sizes}")
-    return sizes
+    model = Model(encoder, decoder, per_axis("patch", patch, spatial_dims), channels, class_token)
+    return Job(model, views, per_axis("crop", crop, spatial_dims), mask_ratio)
 
 
 def model_costs(job: Job, work: Work) -> dict[str, Any]:
@@ -210,36 +248,3 @@ def saving_costs(job: Job, gpus: int, write_rate: float) -> dict[str, Any]:
     size = checkpoint_bytes(job.model.parameters(), bool(job.views.teacher))
     minutes = checkpoint_interval(size / write_rate, gpus) / 60
     return {"checkpoint_gb": size / GB, "checkpoint_interval_minutes": minutes}
-
-
-_ROWS = {
-    "parameters_encoder": ("encoder", 1e6, "million parameters"),
-    "parameters_decoder": ("decoder", 1e6, "million parameters"),
-    "tokens": ("tokens of a crop", 1, ""),
-    "visible_tokens": ("of them encoded", 1, ""),
-    "flops_per_sample": ("training step", 1e9, "GFLOP per sample"),
-    "state_bytes": ("weights, gradients, optimiser", GB, "GB per GPU"),
-    "activation_bytes_per_sample": ("activations", GB, "GB per sample"),
-    "activation_bytes_per_sample_checkpointed": ("  with full checkpointing", GB, "GB per sample"),
-    "batch": ("batch that fits", 1, "samples per GPU (0: the state or one sample is too large)"),
-    "batch_checkpointed": ("  with full checkpointing", 1, "samples per GPU"),
-    "samples_per_second_per_gpu": ("speed", 1, "samples/s per GPU"),
-    "hours": ("run", 1, "hours"),
-    "storage_decoded_gb_s": ("voxels to deliver", 1, "GB/s, all GPUs"),
-    "storage_compressed_gb_s": ("  read from storage", 1, "GB/s, all GPUs"),
-    "reader_cores_per_gpu": ("cores that decode", 1, "per GPU"),
-    "store_gb": ("store", 1, "GB"),
-    "conversion_core_hours": ("conversion from .nii.gz", 1, "core-hours, once"),
-    "checkpoint_gb": ("checkpoint", 1, "GB"),
-    "checkpoint_interval_minutes": ("  best interval", 1, "minutes (Young's rule)"),
-}
-
-
-def table(answer: Mapping[str, float]) -> str:
-    """The answer as text, one number a line."""
-    lines = []
-    for name, (label, unit, words) in _ROWS.items():
-        value = answer[name] / unit
-        number = f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
-        lines.append(f"{label:<32}{number:>12}  {words}".rstrip())
-    return "\n".join(lines)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ssl_med.errors import UserError
 from ssl_med.presets import Stack, linear_flops, linear_parameters, training_flops, visible_count
@@ -38,6 +38,14 @@ def require(condition: bool, sentence: str) -> None:
     """Refuse a plan that cannot be made, with a sentence that says why."""
     if not condition:
         raise UserError(sentence)
+
+
+def per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One number for each axis, from these or from one for all; ``name`` is what an error calls them."""
+    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    require(len(sizes) == rank, f"{name} {sizes} needs one number for each of spatial_dims={rank} axes, or one for all")
+    require(min(sizes) > 0, f"{name} must be above 0 along every axis, got {sizes}")
+    return sizes
 
 
 def token_count(space: Sequence[int], patch: Sequence[int], what: str = "crop") -> int:

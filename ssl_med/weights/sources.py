@@ -70,6 +70,11 @@ def _folder(path: Path) -> Source:
         return _hugging_face(path)
     if any(path.glob("*/card.json")):  # what `ssl-med export --out` made
         return _export(path)
+    runs = sorted({card.parents[2] for card in path.glob("*/exports/*/card.json")})  # of a comparison
+    if len(runs) == 1:
+        return _export(runs[0])
+    if runs:
+        raise UserError(f"{path} holds several runs; name one of: {', '.join(str(run) for run in runs[:6])}")
     raise UserError(f"{path} holds neither card.json, checkpoints/ nor config.json; give {_KINDS}")
 
 
@@ -77,15 +82,28 @@ def _export(path: Path) -> Source:
     card, where = read_card(path), find_export(path)
     if "client" in card:
         return _made_for_client(card, where)
-    if "backbone" not in card["parts"]:
+    part = next((name for name in ("backbone", "task") if name in card["parts"]), None)
+    if part is None:
         raise UserError(f"{where} has no backbone; its parts: {', '.join(card['parts'])}")
-    entry = card["parts"]["backbone"]
+    entry = card["parts"][part]
     file = _inside(where, str(entry["file"]))
     digest = _sha256([file])
     if digest != entry["sha256"]:
         raise UserError(f"{file} is not the file its card describes (sha256 differs): copy the export anew")
+    if part == "task":
+        return _tuned(where, entry, file, digest)
     facts = {"class_path": entry["class_path"], **entry["init_args"]}
     return Source(where.name, _safetensors(file), "an export of ssl_med", facts, digest)
+
+
+def _tuned(where: Path, entry: Mapping[str, Any], file: Path, digest: str) -> Source:
+    """The backbone of a fine-tuned task; its head stays behind."""
+    recipe = entry["init_args"].get("backbone")
+    tensors = {name: value for name, value in _safetensors(file).items() if name.startswith("backbone.")}
+    if not tensors or not isinstance(recipe, Mapping):
+        raise UserError(f"{where} holds {entry['class_path']}, a task without a part named backbone")
+    facts = {"class_path": recipe["class_path"], **recipe["init_args"]}
+    return Source(where.name, tensors, f"the backbone of {entry['class_path']}, an export of ssl_med", facts, digest)
 
 
 def _made_for_client(card: dict[str, Any], where: Path) -> Source:

@@ -10,6 +10,7 @@ from ssl_med.backbones import (
     Backbone,
     GenesisEncoder,
     MonaiBackbone,
+    PlainEncoder,
     ResidualEncoder,
     SharedViT,
     TimmBackbone,
@@ -45,6 +46,12 @@ CASES = {
         {"spatial_dims": 3, "in_channels": 2, "widths": [4, 6, 8], "blocks": 1, "pooling": SLAB, "kernels": FLAT},
         (4, 8, 16),
     ),
+    "plain_2d": (
+        PlainEncoder,
+        {"spatial_dims": 2, "in_channels": 2, "widths": [4, 8], "convolutions": [1, 3]},
+        (8, 12),
+    ),
+    "plain_3d": (PlainEncoder, {"widths": [4, 6, 8], "pooling": SLAB, "kernels": FLAT, "bias": False}, (4, 8, 16)),
     "genesis": (GenesisEncoder, {"width": 2}, (16, 8, 16)),
     "swinunetr_v2": (
         MonaiBackbone,

@@ -1,4 +1,4 @@
-"""nnU-Net v2 and nnssl: the encoder of a ResEnc U-Net."""
+"""nnU-Net v2 and nnssl: the encoders of the ResEnc and of the plain U-Net."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssl_med.backbones import Backbone, ResidualEncoder
+from ssl_med.backbones import Backbone, PlainEncoder, ResidualEncoder
 from ssl_med.errors import UserError
 from ssl_med.weights.layouts.base import Layout, State, Translated, rename
 
@@ -35,36 +35,40 @@ class ResEncUNet(Layout):
         """Same names; the adaptation plan of nnssl goes into the notes."""
         if any(re.search(r"\.conv3\.|\.squeeze_excitation\.", name) for name in state):
             raise UserError(f"{self.name} with bottlenecks or squeeze-and-excitation: {self.home} has neither")
-        result = rename(state, [], _twice)
-        plan = facts.get("adaptation_plan") or {}
-        if named := (plan.get("architecture_plans") or {}).get("arch_class_name"):
-            result.notes.append(f"adaptation plan: pretrained as {named}")
-        for key in ("recommended_downstream_patchsize", "pretrain_num_input_channels"):
-            if key in plan:
-                result.notes.append(f"adaptation plan: {key} {plan[key]}")
-        return result
+        return _same_names(state, facts)
 
 
 class PlainUNet(Layout):
-    """nnU-Net's plain convolutional U-Net, which has no home here."""
+    """Names of ``dynamic_network_architectures``' ``PlainConvEncoder``, which are also those of ours."""
 
     name = "a plain U-Net of nnU-Net"
-    home = "none: take a ResEnc preset of nnU-Net instead"
+    home = "ssl_med.backbones.PlainEncoder"
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """Stages of stacked convolutions."""
-        return any(re.match(r"stages\.0\.0\.convs\.0\.conv\.weight$", name) for name in state)
+        return "stages.0.0.convs.0.conv.weight" in state
 
     def accepts(self, into: Backbone) -> bool:
-        """None."""
-        return False
+        """Our encoder of the same arithmetic."""
+        return isinstance(into, PlainEncoder)
 
     def translate(self, state: State, facts: Mapping[str, Any], into: Backbone) -> Translated:
-        """Never called: no backbone is accepted."""
-        raise UserError(f"{self.name} has no home")
+        """Same names; the adaptation plan of nnssl goes into the notes."""
+        return _same_names(state, facts)
 
 
-class Primus(PlainUNet):
+def _same_names(state: State, facts: Mapping[str, Any]) -> Translated:
+    result = rename(state, [], _twice)
+    plan = facts.get("adaptation_plan") or {}
+    if named := (plan.get("architecture_plans") or {}).get("arch_class_name"):
+        result.notes.append(f"adaptation plan: pretrained as {named}")
+    for key in ("recommended_downstream_patchsize", "pretrain_num_input_channels"):
+        if key in plan:
+            result.notes.append(f"adaptation plan: {key} {plan[key]}")
+    return result
+
+
+class Primus(Layout):
     """nnU-Net's Primus, which has no home here."""
 
     name = "a Primus transformer of nnU-Net or nnssl (rotary and learned positions at once, gated MLPs, inner norms)"
@@ -73,3 +77,11 @@ class Primus(PlainUNet):
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """The Eva blocks in it."""
         return any(re.match(r"eva\.blocks\.0\.", name) for name in state)
+
+    def accepts(self, into: Backbone) -> bool:
+        """None."""
+        return False
+
+    def translate(self, state: State, facts: Mapping[str, Any], into: Backbone) -> Translated:
+        """Never called: no backbone is accepted."""
+        raise UserError(f"{self.name} has no home")
