@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trainings import ALL, STEPS, average, in_double, task_of, trained, worst
-from worlds import together
 
 import benchmarks.faults  # noqa: F401  the machinery is that of the tests, which it puts on the path
 from benchmarks.measure import machine, table
+
+# isort: split
+from trainings import ALL, STEPS, average, in_double, task_of, trained, worst
+from worlds import together
 
 WORLDS = [(strategy, world) for strategy in ("ddp", "fsdp") for world in (2, 4)]
 ALLOWED = 1e-9

@@ -10,10 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from ssl_med.config import find_config
 from ssl_med.errors import UserError
+from ssl_med.plain_yaml import read_yaml
 from ssl_med.presets import (
     PRESETS,
     Stack,
@@ -171,7 +170,7 @@ def read_config(config: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such config, or it names no ViT or no task of :data:`TASKS`.
     """
-    tree = yaml.safe_load(find_config(config, "pretrain").read_text())
+    tree, _ = read_yaml(find_config(config, "pretrain"))
     parts = {class_path.rpartition(".")[2]: init_args for _, class_path, init_args in walk(tree, "config")}
     task, vit = next((name for name in parts if name.lower() in TASKS), ""), parts.get("ViT")
     if vit is None or not task:
