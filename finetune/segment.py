@@ -76,7 +76,7 @@ class Segment(Tuned):
                 f"images, the backbone makes {backbone.channels} at {backbone.strides} of {backbone.in_channels}: take "
                 "both from one export"
             )
-        self.head = _CONV[backbone.spatial_dims](self.decoder.out_channels, classes, 1)
+        self.head = _balanced(_CONV[backbone.spatial_dims](self.decoder.out_channels, classes, 1))
 
     def logits(self, image: Tensor, spacing: Tensor | None = None) -> Tensor:
         """(b, c, \\*space) -> (b, classes, \\*space)."""
@@ -172,3 +172,16 @@ def size_bands(name: str, values: Tensor, sizes: Tensor) -> dict[str, float]:
 def _mean(values: Tensor) -> float:
     """Mean of the defined values; NaN if there is none."""
     return float(values.nanmean())
+
+
+@torch.no_grad()
+def _balanced(head: nn.Module) -> nn.Module:
+    """Random weights that sum to zero for each class, and no bias.
+
+    The features of a decoder are mostly positive: a class whose weights have a low sum is named nowhere, and the Dice loss
+    gives it up. A short training does not mend that, least of all on a pretrained decoder.
+    """
+    weight, bias = cast(Tensor, head.weight), cast(Tensor, head.bias)
+    weight -= weight.mean(1, keepdim=True)
+    bias.zero_()
+    return head

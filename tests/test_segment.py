@@ -102,3 +102,13 @@ def test_pictures_show_image_reference_and_prediction(make_batch) -> None:
     assert list(pictures) == ["input", "reference", "prediction"]
     assert torch.equal(pictures["reference"], batch["mask"].float())
     assert set(pictures["prediction"].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("decoder", [None, "linear"])
+def test_no_class_is_out_of_reach_at_the_start(axes: int, decoder: str | None) -> None:
+    """Features that are the same positive number everywhere speak for no class."""
+    head = segment(axes, decoder=decoder).head
+    even = torch.full([1, head.in_channels, *[2] * axes], 7.0)
+    torch.testing.assert_close(head(even), torch.zeros(1, 3, *[2] * axes), atol=1e-5, rtol=0)
+    assert head.weight.std() > 0.01
