@@ -178,8 +178,8 @@ def _mean(values: Tensor) -> float:
 def _balanced(head: nn.Module) -> nn.Module:
     """Random weights that sum to zero for each class, and no bias.
 
-    The features of a decoder are mostly positive: a class whose weights have a low sum is named nowhere, and the Dice loss
-    gives it up. A short training does not mend that, least of all on a pretrained decoder.
+    The features of a decoder are mostly positive: a class whose weights have a low sum is named nowhere, and the Dice
+    loss gives it up. A short training does not mend that, least of all on a pretrained decoder.
     """
     weight, bias = cast(Tensor, head.weight), cast(Tensor, head.bias)
     weight -= weight.mean(1, keepdim=True)
