@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -52,8 +53,8 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _repeat(self, input: Tensor) -> Tensor:
         """What the first computation gave, and saved; copies of the moments take what it would remember."""
-        memory = [None if moment is None else moment.clone() for moment in (self.running_mean, self.running_var)]
-        return functional.batch_norm(input, *memory, self.weight, self.bias, training=True, eps=self.eps)
+        mean, variance = (None if kept is None else kept.clone() for kept in (self.running_mean, self.running_var))
+        return functional.batch_norm(input, mean, variance, self.weight, self.bias, training=True, eps=self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any number of axes of space, other than in torch's classes."""
@@ -92,7 +93,7 @@ def over_all_processes(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, norm in parent._modules.items():
             if type(norm) in _SHARED:
-                twin = _SHARED[type(norm)](norm.num_features)  # pyright: ignore[reportOptionalMemberAccess]
+                twin = _SHARED[type(norm)](cast(_BatchNorm, norm).num_features)
                 twin.__dict__.update(norm.__dict__)
                 parent._modules[name] = twin
             elif isinstance(norm, _BatchNorm) and not isinstance(norm, BatchNorm | nn.SyncBatchNorm):
