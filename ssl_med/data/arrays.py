@@ -64,8 +64,10 @@ def _write_b2nd(path: Path, voxels: np.ndarray, crop: int | None) -> list[tuple[
 
     chunks, blocks = chunks_for(voxels.shape, crop)
     params = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
-    array: Any = blosc2.asarray(voxels, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=params)  # pyright: ignore[reportArgumentType]
-    content, spans, end = path.read_bytes(), [], 0
+    array: Any = blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=params)  # pyright: ignore[reportArgumentType]
+    content: bytes = array.to_cframe()  # packed in memory: on disk every chunk would write the table of chunks anew
+    path.write_bytes(content)
+    spans, end = [], 0
     for number in range(array.schunk.nchunks):
         chunk = array.schunk.get_chunk(number)
         # chunks lie in their order, nearly always without a gap; one of a single value may have no bytes at all

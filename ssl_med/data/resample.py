@@ -44,10 +44,11 @@ def taps(size: int, new_size: int, factor: float, order: Order) -> tuple[np.ndar
         return np.clip(np.floor(centres + 0.5), 0, size - 1).astype(np.int64), np.ones((new_size, 1), np.float32)
     width = max(factor, 1.0)
     reach = (2 if order == 3 else 1) * width
-    first = np.floor(centres - reach).astype(np.int64) + 1
-    places = first[:, None] + np.arange(int(np.ceil(2 * reach)))
+    count = min(size, int(np.ceil(2 * reach)))
+    # at the border the window moves inside: what it then reads beyond the kernel's reach has no weight
+    first = np.clip(np.floor(centres - reach).astype(np.int64) + 1, 0, size - count)
+    places = first[:, None] + np.arange(count)
     weights = (_keys if order == 3 else _triangle)((places - centres[:, None]) / width)
-    weights = np.where((places >= 0) & (places < size), weights, 0.0)  # at the border only what is inside counts
     return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
@@ -60,7 +61,7 @@ def _along(source, first, weights, out):
             out[i, j] = 0
             for t in range(weights.shape[1]):
                 place, weight = first[j] + t, weights[j, t]
-                if 0 <= place < source.shape[1] and weight != 0:
+                if weight != 0:
                     for k in range(out.shape[2]):
                         out[i, j, k] += weight * np.float32(source[i, place, k])
 
@@ -73,9 +74,7 @@ def _along_rows(source, first, weights, out):
         for j in range(out.shape[1]):
             total = np.float32(0)
             for t in range(weights.shape[1]):
-                place = first[j] + t
-                if 0 <= place < source.shape[1]:
-                    total += weights[j, t] * np.float32(source[i, place])
+                total += weights[j, t] * np.float32(source[i, first[j] + t])
             out[i, j] = total
 
 

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from isal import igzip, isal_zlib
+
 from ssl_med.data.readers.gate import Stream
 from ssl_med.data.record import Unreadable
 
 _CHUNK = 1 << 16
-_DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError, struct.error)
+_DAMAGE = (gzip.BadGzipFile, isal_zlib.error, EOFError, struct.error)
 
 
 @contextmanager
@@ -57,7 +59,7 @@ class Bounded(io.BufferedReader):
 def gunzipped(raw: BinaryIO) -> Iterator[Stream]:
     """Unpack gzip from where the file stands."""
     try:
-        with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+        with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
             yield stream
     except _DAMAGE as error:
         reason = "cut short" if isinstance(error, EOFError) else "damaged or wrong checksum"
