@@ -1,8 +1,9 @@
 """Views of images on one thread of the CPU, beside others: ``python -m benchmarks.views [--rounds 7]``.
 
-Two comparisons, each in turns in one process: DINO's 2 + 6 crops of 512 x 512 grey images (lightly on RGB, as its
-dataset gives them, and on grey), and rotation with scale of 96^3 volumes (MONAI, torchio, batchgeneratorsv2 where they
-are installed). Ours work on whole batches; times are CPU milliseconds an image.
+Two comparisons, each in turns in one process. DINO's 2 + 6 crops of 512 x 512 grey images with its changes of
+brightness, contrast, blur and solarisation (lightly on RGB, as its dataset gives them, and on grey); rotation and scale
+of 96^3 volumes (MONAI, torchio, batchgeneratorsv2 where they are installed). Ours work on whole batches; times are CPU
+milliseconds an image.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from PIL import Image
 
 from benchmarks.measure import interleaved, machine, table
 from ssl_med.ops.random import sample_keys
-from ssl_med.transforms import Affine, MultiCrop
+from ssl_med.transforms import Affine, Brightness, Contrast, GaussianBlur, MultiCrop, Solarize, Transform
 from ssl_med.types import Batch
 
 Makes = dict[str, tuple[Callable[[], object], int]]
@@ -40,16 +41,23 @@ def batch_of(image: torch.Tensor) -> Callable[[], Batch]:
     return make
 
 
+def changes(blur: float) -> list[Transform]:
+    """What DINO does to a grey image: brightness and contrast for four in five, blur for a share."""
+    return [Brightness((-0.4, 0.4), 0.8), Contrast((0.6, 1.4), 0.8), GaussianBlur((0.1, 2.0), blur)]
+
+
 def multi_crop(batch: int) -> Makes:
     from lightly.transforms import DINOTransform
 
     picture = grey_image(512)
     image = torch.from_numpy(picture / np.float32(255))[None, None].repeat(batch, 1, 1, 1)
-    shares: Any = {"global_share": 224 / 512, "local_share": 96 / 512}
-    fresh, views = batch_of(image), MultiCrop(local_count=6, style="grey", **shares)
+    shares: Any = {"local_count": 6, "global_share": 224 / 512, "local_share": 96 / 512}
+    fresh, style = batch_of(image), MultiCrop(style="grey", **shares)
+    views = MultiCrop(first=changes(1.0), second=[*changes(0.1), Solarize(0.5, 0.2)], local=changes(0.5), **shares)
     grey, colour, theirs = Image.fromarray(picture), Image.fromarray(picture).convert("RGB"), DINOTransform()
     return {
         "ssl_med": (lambda: views(fresh()), batch),
+        "ssl_med, its own style for grey images": (lambda: style(fresh()), batch),
         "lightly DINOTransform, RGB (its default)": (lambda: theirs(colour), 1),
         "lightly DINOTransform, grey": (lambda: theirs(grey), 1),
     }
@@ -90,7 +98,7 @@ def report(makes: Makes, rounds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     crops, turns = report(multi_crop(arguments.batch), arguments.rounds), report(turning(2), arguments.rounds)

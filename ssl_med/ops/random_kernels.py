@@ -16,12 +16,26 @@ _LOW_24, _UNIT = np.uint64(0xFFFFFF), np.float32(2.0**-24)
 
 @compiled(nogil=True, inline="always")
 @no_type_check
-def _number(base, counter):
-    """Number ``counter``, from 1, of the stream of ``base``: splitmix64."""
-    x = np.uint64(base) + np.uint64(counter) * _GOLDEN
+def _mixed(x):
+    """Splitmix64's finaliser."""
     x = (x ^ (x >> _30)) * _MIX_1
     x = (x ^ (x >> _27)) * _MIX_2
     return x ^ (x >> _31)
+
+
+@compiled(nogil=True, inline="always")
+@no_type_check
+def _number(base, counter):
+    """Number ``counter``, from 1, of the stream of ``base``: splitmix64."""
+    return _mixed(np.uint64(base) + np.uint64(counter) * _GOLDEN)
+
+
+@compiled(nogil=True)
+@no_type_check
+def mix(numbers, out):
+    """Scramble 64-bit integers, both (n,) int64; ``out`` is written."""
+    for k in range(len(numbers)):
+        out[k] = np.int64(_mixed(np.uint64(numbers[k])))
 
 
 @compiled(nogil=True)

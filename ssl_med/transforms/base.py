@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -75,15 +77,20 @@ class Transform(nn.Module, ABC):
         """Parameters for a batch: those of :meth:`sample`, and what else of the batch the transform needs to know."""
         return self.sample(batch["image"], draws)
 
-    def forward(self, batch: Batch) -> Batch:
-        """A changed copy of the batch; the input is left as it was."""
+    def forward(self, batch: Batch, spare: Collection[str] = ()) -> Batch:
+        """A changed copy of the batch; the input is left as it was.
+
+        Args:
+            batch: what to change.
+            spare: names of tensors that nobody needs any more, so that they may be overwritten.
+        """
         draws = draws_of(batch)
         with torch.autocast(batch["image"].device.type, enabled=False):  # half precision would move voxels
             if self.probability >= 1:
                 return cast(Batch, {**batch, **self._changed(batch, draws)})
             chosen = draws.child(1).bernoulli(self.probability)
             if batch["image"].device.type == "cpu":
-                return self._only(batch, draws, chosen.nonzero()[:, 0])
+                return self._only(batch, draws, chosen.nonzero()[:, 0], spare)
             new = self._changed(batch, draws)
         return cast(Batch, {**batch, **{k: torch.where(spread(chosen, x), x, batch[k]) for k, x in new.items()}})
 
@@ -92,13 +99,14 @@ class Transform(nn.Module, ABC):
         params = self.plan(batch, draws.child(0))
         return {key: self.transform(batch[key], params, key) for key in self.keys if key in batch}
 
-    def _only(self, batch: Batch, draws: Draws, rows: Tensor) -> Batch:
+    def _only(self, batch: Batch, draws: Draws, rows: Tensor, spare: Collection[str]) -> Batch:
         """Change some images and spend nothing on the others: worth its waiting where the device is the CPU."""
         if not len(rows):
             return cast(Batch, dict(batch))
         part = cast(Batch, {name: value[rows] for name, value in batch.items() if isinstance(value, Tensor)})
         new = self._changed(part, Draws(draws.keys[rows]))
-        return cast(Batch, {**batch, **{k: batch[k].index_copy(0, rows, x) for k, x in new.items()}})
+        put = {k: (batch[k].index_copy_ if k in spare else batch[k].index_copy)(0, rows, x) for k, x in new.items()}
+        return cast(Batch, {**batch, **put})
 
 
 class SpatialTransform(Transform):
@@ -142,7 +150,20 @@ class Compose(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         """Apply all; the key of the batch that comes out is that of the batch that went in."""
-        keys = draws_of(batch).keys
+        keys, given = draws_of(batch).keys, {_memory(x) for x in batch.values() if isinstance(x, Tensor)}
         for number, transform in enumerate(self.transforms):
-            batch = transform(cast(Batch, {**batch, "key": fold(keys, COMPOSE_STREAM + number)}))
+            spare = _spare(batch, given)
+            batch = transform(cast(Batch, {**batch, "key": fold(keys, COMPOSE_STREAM + number)}), spare)
         return cast(Batch, {**batch, "key": keys})
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _spare(batch: Batch, given: set[int]) -> set[str]:
+    """Names of tensors with memory of their own, which an earlier transform of the chain has made."""
+    memory = {name: _memory(x) for name, x in batch.items() if isinstance(x, Tensor)}
+    shared = {place for place, count in Counter(memory.values()).items() if count > 1} | given
+    plain = {name for name in memory if batch[name].is_contiguous() and not batch[name].requires_grad}
+    return {name for name in plain if memory[name] not in shared}

@@ -1,7 +1,7 @@
 """What the corruptions share: only the image changes, and an image that is not chosen costs nothing."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import torch
@@ -20,7 +20,7 @@ class Corruption(Transform):
         probability: share of the images that are changed.
     """
 
-    def forward(self, batch: Batch) -> Batch:
+    def forward(self, batch: Batch, spare: Collection[str] = ()) -> Batch:
         """A changed copy of the batch; the input is left as it was."""
         return corrupt([self], batch, [draws_of(batch)])
 
