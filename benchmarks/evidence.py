@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_med.config import find_config
 from ssl_med.data.store import Store
+from ssl_med.plain_yaml import read_yaml
+from ssl_med.run_folder import is_finished
 
 CURVES = Path(__file__).parent / "evidence.yaml"
 SHOWN = ("curve.md", "curve.csv", "comparisons.csv", "subgroups.csv", "runs.csv", "curve.png")
@@ -24,15 +27,18 @@ def main() -> None:
     """Run what is asked for."""
     import yaml
 
-    curves = yaml.safe_load(CURVES.read_text())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder that holds the sets of images")
     parser.add_argument("out", type=Path, help="folder of stores, runs and curves")
-    parser.add_argument("--sets", nargs="+", choices=list(curves), default=list(curves))
+    parser.add_argument("--sets", nargs="+", help="names in the table of studies; all by default")
+    parser.add_argument("--studies", type=Path, default=CURVES, help="table of images, configs and options of each set")
     parser.add_argument("--processes", default="1", help="fine-tunings at a time")
     parser.add_argument("--docs", type=Path, help="folder that gets the tables and pictures of each set")
     asked = parser.parse_args()
-    for name in asked.sets:
+    curves = yaml.safe_load(asked.studies.read_text())
+    if unknown := set(asked.sets or []) - set(curves):
+        parser.error(f"--sets {' '.join(sorted(unknown))}: expected some of {', '.join(curves)}")
+    for name in asked.sets or curves:
         prove(asked.data, asked.out, name, curves[name], asked.processes)
         if asked.docs:
             (asked.docs / name).mkdir(parents=True, exist_ok=True)
@@ -46,7 +52,9 @@ def prove(data: Path, out: Path, name: str, study: dict, processes: str) -> None
     if study.get("drop_repeats"):
         source = without_repeats(source, out / "images")
     call("prepare", source, "--out", store, *options(study.get("prepare", {})))
-    call("pretrain", study["pretrain"], "--data", store, "--out", run)
+    settings, _ = read_yaml(find_config(study["pretrain"], "pretrain"))
+    if not is_finished(run, settings):
+        call("pretrain", study["pretrain"], "--data", store, "--out", run)
     command = ["curve", study["finetune"], "--data", store, "--init", run, "--out", out / "curve" / name]
     groups = ["--groups", classes_apart(store, study["apart"], out / "curve" / name)] if "apart" in study else []
     call(*command, "--processes", processes, *groups, *options(study["curve"]))
@@ -60,7 +68,7 @@ def classes_apart(folder: Path, named: list[str], out: Path) -> Path:
         table = csv.writer(file)
         table.writerow(["id", "classes"])
         for row in store.rows.where(split="test"):
-            alone = store.class_names[row.label] in named
+            alone = (store.class_names[row.label] if store.class_names else str(row.label)) in named
             table.writerow([row.id, "alone: " + ", ".join(named) if alone else "without " + ", ".join(named)])
     return out / "groups.csv"
 
