@@ -19,8 +19,10 @@ from ssl_med.cli import main
 from ssl_med.config import load_config
 from ssl_med.data.store import Store
 from ssl_med.errors import UserError
+from ssl_med.evidence.planning import Job
 from ssl_med.exports import read_card
 from ssl_med.verbs.arms import arm_config
+from ssl_med.verbs.findings import lost_structures
 from ssl_med.verbs.finetune import ARMS
 from ssl_med.verbs.groups import groups_of_table
 
@@ -273,6 +275,17 @@ def test_masks_are_studied_too_with_bands_of_size(tmp_path, capsys):
     assert found["test_cases"] == 4
     page = (tmp_path / "out" / "report.html").read_text()
     assert "No difference" in page or "no difference" in page
+
+
+def test_runs_that_lost_a_structure_are_named():
+    scores = {"dice": 0.4, "dice_1": 0.79, "dice_2": 0.01, "dice_2_small": 0.0}
+    runs = [(Job("scratch", 9, 3, 0), {"scores": scores}), (Job("scratch", 9, 4, 0), {"scores": {"dice_1": 0.1}})]
+    (told,) = lost_structures(runs)
+    assert told.startswith(
+        "structures that a run lost (Dice below 0.1): scratch, 9 labels, draw 3, seed 0 (dice_2 0.01)."
+    )
+    assert "and 2 more" in lost_structures([runs[0]] * 6)[0]
+    assert lost_structures(runs[1:]) == []
 
 
 def test_groups_of_a_table_are_found_by_the_names_of_the_user(work, tmp_path):

@@ -1,5 +1,6 @@
 """From the finished runs of a study to its files: tables, picture, words."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from ssl_med.evidence.scores import Score, Values, recomputed, score_of
 from ssl_med.files import write_json, write_whole
 from ssl_med.verbs.study import Work, read_scored
 
+_STRUCTURE, _LOST = re.compile(r"dice_\d+"), 0.1
 _TOLERANCE = 1e-3
 """Largest difference between a score worked out from cases and the one its task recorded (32-bit sums differ)."""
 
@@ -63,7 +65,7 @@ def write_findings(
         resamples,
     )
     found = {**analyse(study), "unit": unit, **extras, **_compute(runs, init)}
-    found["notes"] = [*found["notes"], *_other_sources(runs)]
+    found["notes"] = [*found["notes"], *_other_sources(runs), *lost_structures(runs)]
     found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
     found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
     tables = {"curve": found["arms"], "runs": _lines(works, study)}
@@ -189,6 +191,23 @@ def _other_sources(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
     if not other:
         return []
     return [f"{other} of {len(runs)} runs were made by other source code of the same version; they were kept"]
+
+
+def lost_structures(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+    """Runs that found next to nothing of a structure: their mean says less than that it happened."""
+    lost = [
+        f"{job} ({name} {value:.2f})"
+        for job, run in runs
+        for name, value in run["scores"].items()
+        if _STRUCTURE.fullmatch(name) and value < _LOST
+    ]
+    if not lost:
+        return []
+    more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    return [
+        f"structures that a run lost (Dice below {_LOST}): {'; '.join(lost[:4])}{more}. They count like all others. "
+        "Short trainings lose structures: try more steps, of smaller batches if time is short"
+    ]
 
 
 def _lines(works: Sequence[Work], study: Study) -> list[dict[str, Any]]:
