@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from jobs import code_of, command, losses, start
 from stores import store_of, volumes
 
-from ssl_med.callbacks import Saving, newest_whole, remove_leftovers
+from ssl_med.callbacks import Saving, checkpoint_io, newest_whole, remove_leftovers
 from ssl_med.callbacks.checkpoint_io import SEAL, check_room, hashes_of, is_whole, point_to, seal_folder, size_of
 from ssl_med.callbacks.journal import append_line
 from ssl_med.cli import main
@@ -81,8 +81,6 @@ def test_failures_are_told_counted_and_forgotten_with_the_next_whole_one(tmp_pat
 
 
 def no_room_at_steps_4_to_8() -> None:
-    from ssl_med.callbacks import checkpoint_io
-
     save = torch.save
 
     def sometimes(checkpoint, file) -> None:
@@ -232,6 +230,20 @@ def test_a_folder_is_whole_until_anything_in_it_changes(tmp_path):
     assert not is_whole(path)
     Saving().remove_checkpoint(path)
     assert not path.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_folder_that_its_job_removes_while_it_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_folder(tmp_path, step)
+    real = checkpoint_io.sha256_of
+
+    def removing(path: Path) -> str:
+        shutil.rmtree(path_of(tmp_path, 2), ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_io, "sha256_of", removing)
+    assert newest_whole(tmp_path) == path_of(tmp_path, 1)
 
 
 MOMENTS = {  # what the process dies at, and the newest whole folder afterwards

@@ -169,12 +169,13 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """The hash, or every hash of a folder, is the one that was recorded."""
-    if path.is_dir():
-        seal = path / SEAL
-        return seal.is_file() and json.loads(seal.read_text()) == _present(path)
-    record = _hash_file(path)
-    return record.exists() and path.exists() and record.read_text() == sha256_of(path)
+    """The hash, or every hash of a folder, is the one that was recorded; not of one that is removed meanwhile."""
+    try:
+        if path.is_dir():
+            return json.loads((path / SEAL).read_text()) == _present(path)
+        return _hash_file(path).read_text() == sha256_of(path)
+    except FileNotFoundError:
+        return False
 
 
 def _present(folder: Path) -> dict[str, str]:
