@@ -136,6 +136,17 @@ def test_a_crop_past_the_border_is_air_and_not_valid(space: tuple[int, ...], mak
     assert cut["spacing"] is batch["spacing"]
 
 
+def test_boxes_move_with_the_crop_and_those_out_of_sight_go():
+    image, boxes = torch.zeros(1, 1, 20, 20), torch.tensor([[[4.0, 6.0, 9.0, 9.0], [0.0, 0.0, 3.0, 3.0]]])
+    batch = {"image": image, "boxes": boxes, "box_labels": torch.tensor([[1, 2]])}
+    image[0, 0, 4:9, 6:9] = 1.0
+    cut = crop(batch, torch.tensor([[3, 4]]), (5, 8))
+    assert cut["boxes"].tolist() == [[[1, 2, 5, 5], [0, 0, 0, 0]]]  # one row of the box lies below the crop
+    assert cut["box_labels"].tolist() == [[1, -1]]
+    assert cut["image"][0, 0, 1:5, 2:5].all()
+    assert cut["image"].sum() == 12
+
+
 @pytest.mark.parametrize("provider", [SaliencyBoxes(Foreground()), SaliencyBoxes(Foreground(), "peaks")])
 def test_boxes_where_an_image_stands_out(provider: BoxProvider, space: tuple[int, ...]) -> None:
     image = torch.zeros(3, 1, *space)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ssl_med.ops.constants import constant
 from ssl_med.ops.random import Draws
 from ssl_med.ops.regions import Boxes
+from ssl_med.transforms.box_corners import settled
 from ssl_med.transforms.spatial import least
 from ssl_med.types import Batch
 
@@ -43,7 +44,7 @@ def crop_corner(boxes: Boxes, size: tuple[int, ...], space: tuple[int, ...], dra
 def crop(batch: Batch, corner: Tensor, size: tuple[int, ...]) -> Batch:
     """Cut all that has voxels, without interpolation; what lies outside an image is its least value, like air.
 
-    Outside, the mask is -1, the saliency 0, and nothing is valid.
+    Outside, the mask is -1, the saliency 0, and nothing is valid. Boxes move along, clipped to the crop.
 
     Args:
         batch: images.
@@ -56,6 +57,9 @@ def crop(batch: Batch, corner: Tensor, size: tuple[int, ...]) -> Batch:
     for key in _VOXELS:
         if key in whole:
             cut[key] = _cut(whole[key], corner, size, _outside(key, whole[key]))
+    if "boxes" in batch and "box_labels" in batch:
+        moved = batch["boxes"] - corner.repeat(1, 2)[:, None]
+        cut["boxes"], cut["box_labels"] = settled(moved, batch["box_labels"], size)
     return cast(Batch, cut)
 
 
