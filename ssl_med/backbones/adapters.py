@@ -30,7 +30,8 @@ class TimmBackbone(Backbone):
         self.spatial_dims, self.name, self.in_channels = 2, name, in_channels
         self.image_size = image_size
         size: dict[str, Any] = {"img_size": image_size} if image_size else {}
-        self.model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, features_only=True, **size)
+        model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, features_only=True, **size)
+        self.model = model.to(memory_format=torch.channels_last)  # ResNets are faster so
         self.pretrained = False  # the weights are in the state now; a random twin must be random
         info: Any = self.model.feature_info
         self.channels = list(info.channels())
@@ -39,7 +40,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, image: Float[Tensor, "b c *space"], spacing: Float[Tensor, "b d"] | None = None) -> Features:
         """timm's feature maps, channels first; pooled is the mean of the coarsest."""
-        maps = [self._channels_first(m, c) for m, c in zip(self.model(image), self.channels, strict=True)]
+        found = self.model(image.contiguous(memory_format=torch.channels_last))
+        maps = [self._channels_first(m, c) for m, c in zip(found, self.channels, strict=True)]
         return Features(maps[-1].flatten(2).mean(-1), maps)
 
     @staticmethod
