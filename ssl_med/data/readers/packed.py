@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from isal import igzip, isal_zlib
 
@@ -17,7 +17,8 @@ from ssl_med.data.readers.gate import Stream
 from ssl_med.data.record import Unreadable
 
 _CHUNK = 1 << 16
-_DAMAGE = (gzip.BadGzipFile, isal_zlib.error, EOFError, struct.error)
+_ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # its stub calls the class an exception
+_DAMAGE = (gzip.BadGzipFile, _ISAL_ERROR, EOFError, struct.error)
 
 
 @contextmanager
