@@ -253,7 +253,8 @@ def test_resnet(library: str, wrapped: bool) -> None:
         state = {"state_dict": {f"module.base_encoder.{name}": value for name, value in state.items()}}
     backbone = TimmBackbone("resnet18").eval()
     audit = load_weights(state, backbone)
-    image = torch.randn(2, 3, 64, 64)
+    model.to(memory_format=torch.channels_last)  # as ours: another order of sums shows in features of thousands
+    image = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         x = model.maxpool((model.act1 if library == "timm" else model.relu)(model.bn1(model.conv1(image))))
         expected = model.layer4(model.layer3(model.layer2(model.layer1(x))))
