@@ -7,7 +7,7 @@ words. The judgement is that of :class:`ssl_med.callbacks.watch.Health`. Repeati
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from ssl_med.backbones import ViT
+from ssl_med.backbones import Backbone, UNetEncoder, ViT
 from ssl_med.callbacks.watch import judge_features
 from ssl_med.data.module import StoreData
 from ssl_med.files import write_json
 from ssl_med.ops.collapse import effective_rank, feature_spread
 from ssl_med.optim import clip_each
-from ssl_med.tasks import BYOL, DINO, MAE, PretextTask, SimCLR, VICReg
+from ssl_med.tasks import BYOL, DINO, MAE, MoCoV3, ModelsGenesis, PretextTask, SimCLR, SSiT, VICReg
+from ssl_med.tasks.base import Plan
 from ssl_med.types import Batch
 
 
@@ -48,24 +49,37 @@ class Family:
         task: its class.
         settings: of the small task.
         faults: trainings that must give an alarm.
+        unet: whether it trains a U-Net's encoder, not a ViT.
     """
 
-    task: Callable[..., PretextTask]
+    task: type[PretextTask]
     settings: dict[str, Any]
     faults: tuple[Drill, ...]
+    unet: bool = False
 
 
-RATE = 1e-3
-_HIGH = Drill("learning rate x 1000", {}, 1000.0)
+RATE, WARMUP = 1e-3, 0.1
+_HIGH = Drill("learning rate x 100", {}, 100.0)
+_NO_TEACHER = Drill("momentum 0", {"momentum": 0.0})
+_SIGNS = ("feature_spread", "effective_rank")
+_SMALL_HEADS = {"hidden_dim": 64, "out_dim": 32}
 FAMILIES = {
     "MAE": Family(MAE, {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}, (_HIGH,)),
-    "SimCLR": Family(SimCLR, {"hidden_dim": 64, "out_dim": 32, "temperature": 0.5}, (_HIGH,)),
+    "ModelsGenesis": Family(ModelsGenesis, {"widths": (8, 16)}, (_HIGH,), unet=True),
+    "SimCLR": Family(SimCLR, _SMALL_HEADS, (_HIGH,)),
+    "MoCoV3": Family(MoCoV3, _SMALL_HEADS, (_NO_TEACHER, _HIGH)),
+    "SSiT": Family(SSiT, {**_SMALL_HEADS, "pooling": "mean", "segmentation_weight": 1.0}, (_NO_TEACHER, _HIGH)),
     "VICReg": Family(VICReg, {"out_dim": 64}, (Drill("no variance term", {"variance": 0.0, "covariance": 0.0}), _HIGH)),
-    "BYOL": Family(BYOL, {"hidden_dim": 64, "out_dim": 32, "momentum": 0.9}, (_HIGH,)),
+    "BYOL": Family(BYOL, _SMALL_HEADS, (_NO_TEACHER, _HIGH)),
     "DINO": Family(
         DINO,
-        {"prototypes": 64, "hidden_dim": 64, "bottleneck_dim": 32, "momentum": 0.9, "koleo": 0.1, "freeze_last": 0.0},
-        (Drill("no centring", {"centre_momentum": 1.0, "momentum": 0.0, "koleo": 0.0}, 10.0), _HIGH),
+        {},
+        (
+            Drill("no centring", {"centre_momentum": 1.0, "koleo": 0.0}),
+            Drill("no centring, momentum 0", {"centre_momentum": 1.0, "momentum": 0.0, "koleo": 0.0}),
+            _NO_TEACHER,
+            _HIGH,
+        ),
     ),
 }
 
@@ -78,6 +92,7 @@ class Told:
         family, fault, seed: which.
         step: of the first alarm; None without one.
         alarm: its words.
+        signs: of the last look.
     """
 
     family: str
@@ -85,41 +100,50 @@ class Told:
     seed: int
     step: int | None
     alarm: str
+    signs: dict[str, float]
 
 
-def task_of(family: Family, drill: Drill, backbone: ViT, seed: int = 0) -> PretextTask:
-    """The task of a drill, its weights seeded."""
+def task_of(family: Family, drill: Drill, backbone: Backbone, plan: Plan, seed: int = 0) -> PretextTask:
+    """The task of a drill, its weights seeded; what is left open is chosen as for a run."""
     torch.manual_seed(seed)
-    return family.task(backbone, **{**family.settings, **drill.settings})
+    asked = {**family.settings, **drill.settings}
+    chosen = {name: choice.value for name, choice in family.task.choose(asked, plan).items() if name not in asked}
+    return family.task(backbone, **asked, **chosen)
 
 
 def first_alarm(
     task: PretextTask, batches: Iterable[Batch], steps: int, judged: Batch, rate: float, every: int
-) -> tuple[int | None, str]:
-    """Train; the step of the first alarm and its words, looked for every few steps."""
+) -> tuple[int | None, str, dict[str, float]]:
+    """Train with warm-up and cosine as a run does; the step of the first alarm, its words, and the last signs."""
+    signs: dict[str, float] = {}
     parameters = [p for p in task.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=rate)
     for step, batch in enumerate(islice(batches, steps), 1):
+        progress = (step - 1) / steps
+        optimiser.param_groups[0]["lr"] = rate * task.rates(progress, WARMUP).trunk
         optimiser.zero_grad()
-        task(batch, (step - 1) / steps)["loss"].backward()
+        task(batch, progress)["loss"].backward()
         clip_each(parameters, 3.0)
         optimiser.step()
         task.after_step(step / steps)
-        if step % every == 0 and (alarm := judged_by_watch(task, judged)):
-            return step, alarm
-    return None, ""
+        if step % every:
+            continue
+        alarm, signs = judged_by_watch(task, judged)
+        if alarm:
+            return step, alarm, signs
+    return None, "", signs
 
 
 @torch.no_grad()
-def judged_by_watch(task: PretextTask, batch: Batch) -> str:
-    """The verdict that a run would log at this moment."""
+def judged_by_watch(task: PretextTask, batch: Batch) -> tuple[str, dict[str, float]]:
+    """The verdict that a run would log at this moment, and the signs that it judges."""
     task.eval()
     backbone: Any = task.exports()["backbone"]
     features = backbone(batch["image"], batch.get("spacing")).pooled
     signs = {"feature_spread": feature_spread(features), "effective_rank": effective_rank(features)}
     numbers = {name: float(value) for name, value in {**signs, **task.vital_signs(batch)}.items()}
     task.train()
-    return judge_features(numbers) or task.verdict(numbers)
+    return judge_features(numbers) or task.verdict(numbers), numbers
 
 
 def drills(name: str, healthy: int) -> Iterator[tuple[Drill, int]]:
@@ -130,16 +154,24 @@ def drills(name: str, healthy: int) -> Iterator[tuple[Drill, int]]:
 
 def table(results: list[Told], every: int, steps: int) -> str:
     """Family, fault, steps to the alarm and its words; healthy trainings in one line each."""
-    lines = ["| family | fault | steps to alarm | alarm |", "|---|---|---|---|"]
+    lines = ["| family | fault | steps to alarm | spread, rank | alarm |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(told.family for told in results):
         sound = [told for told in results if told.family == name and not told.fault]
         alarms = [told for told in sound if told.step is not None]
         words = alarms[0].alarm if alarms else ""
-        lines.append(f"| {name} | none, {len(sound)} healthy runs | {len(alarms)} alarms | {words} |")
+        lowest = [min(told.signs[sign] for told in sound) for sign in _SIGNS] if sound else []
+        lines.append(
+            f"| {name} | none, {len(sound)} runs | {len(alarms)} alarms | {_short(lowest)} at least | {words} |"
+        )
         for told in results:
             if told.family == name and told.fault:
-                lines.append(f"| {name} | {told.fault} | {told.step or 'no alarm'} | {told.alarm} |")
+                signs = _short([told.signs[sign] for sign in _SIGNS])
+                lines.append(f"| {name} | {told.fault} | {told.step or 'no alarm'} | {signs} | {told.alarm} |")
     return "\n".join([*lines, "", f"Looked at every {every} of {steps} steps.", ""])
+
+
+def _short(numbers: list[float]) -> str:
+    return ", ".join(f"{number:.2g}" for number in numbers)
 
 
 def main() -> None:
@@ -166,19 +198,23 @@ def main() -> None:
 
 def one(arguments: argparse.Namespace, name: str, drill: Drill, seed: int) -> Told:
     """One training, or what was noted of it earlier under the same settings."""
-    told = f"{name}_{drill.fault or 'healthy'}_{seed}_{arguments.steps}_{arguments.every}".replace(" ", "-")
-    path = arguments.out / f"{told}_{arguments.crop}_{arguments.batch_size}.json"
+    called = f"{name}_{drill.fault or 'healthy'}_{seed}_{arguments.steps}_{arguments.every}".replace(" ", "-")
+    path = arguments.out / f"{called}_{arguments.crop}_{arguments.batch_size}.json"
     if path.is_file():
         return Told(**json.loads(path.read_text()))
     data = StoreData(str(arguments.store), arguments.crop, arguments.batch_size, seed=seed)
-    patch = max(2, arguments.crop // 8)
     torch.manual_seed(seed)
     axes, channels = data.store.spatial_dims, data.channels
-    backbone = ViT(axes, patch, channels, embed_dim=64, depth=3, heads=4, taps=1, positions="sincos")
-    task, dataset = task_of(FAMILIES[name], drill, backbone, seed), data.crops()
+    if FAMILIES[name].unet:
+        backbone = UNetEncoder(axes, channels, widths=(8, 16, 32), blocks=1)
+    else:
+        patch = max(2, arguments.crop // 8)
+        backbone = ViT(axes, patch, channels, embed_dim=64, depth=3, heads=4, taps=1, positions="sincos")
+    plan = Plan(len(data.rows("train")), arguments.batch_size, arguments.steps)
+    task, dataset = task_of(FAMILIES[name], drill, backbone, plan, seed), data.crops()
     judged = dataset.collate([dataset[position] for position in range(32)])
-    step, alarm = first_alarm(task, iter(data.loader()), arguments.steps, judged, RATE * drill.rate, arguments.every)
-    result = Told(name, drill.fault, seed, step, alarm)
+    told = first_alarm(task, iter(data.loader()), arguments.steps, judged, RATE * drill.rate, arguments.every)
+    result = Told(name, drill.fault, seed, *told)
     write_json(path, asdict(result))
     return result
 

@@ -15,6 +15,7 @@ from ssl_med.files import write_json, write_whole
 from ssl_med.verbs.study import Work, read_scored
 
 _STRUCTURE, _LOST = re.compile(r"dice_\d+"), 0.1
+_ENOUGH_DRAWS = 5
 _TOLERANCE = 1e-3
 """Largest difference between a score worked out from cases and the one its task recorded (32-bit sums differ)."""
 
@@ -46,35 +47,41 @@ def write_findings(
     Returns:
         What was found.
     """
-    from ssl_med.evidence.figure import draw_curve
     from ssl_med.evidence.subgroups import subgroup_table
-    from ssl_med.evidence.words import markdown, paragraph, to_csv, verdict
+    from ssl_med.evidence.words import paragraph, verdict
 
     runs = _read(works)
-    own = [run["metric"] for _, run in runs if "metric" in run]
-    name = metric or (own[0] if own else "balanced_accuracy")  # votes alone name none
     rows = _test_rows(module, runs)
     results = [Result(job, _values(run, rows)) for job, run in runs]
     if unit == "patient":
         rows, results = _by_patient(rows, results)
-    study = Study(
-        results,
-        np.array([row.patient for row in rows]),
-        name,
-        _score(works, runs, name),
-        resamples,
-    )
+    name = metric or _own_metric(runs)
+    patients = np.array([row.patient for row in rows])
+    study = Study(results, patients, name, _score(works, runs, name), resamples)
     found = {**analyse(study), "unit": unit, **extras, **_compute(runs, init)}
-    found["notes"] = [*found["notes"], *_other_sources(runs), *lost_structures(runs)]
+    found["notes"] = [*found["notes"], *_few_draws(runs), *_other_sources(runs), *lost_structures(runs)]
     found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
     found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
-    tables = {"curve": found["arms"], "runs": _lines(works, study)}
-    for stem, lines in {**tables, **{part: found[part] for part in ("comparisons", "subgroups")}}.items():
+    _write(out, found, _lines(works, study))
+    return found
+
+
+def _write(out: Path, found: Mapping[str, Any], runs: list[dict[str, Any]]) -> None:
+    """The files of a study."""
+    from ssl_med.evidence.figure import draw_curve
+    from ssl_med.evidence.words import markdown, to_csv
+
+    tables = {"curve": found["arms"], "runs": runs} | {part: found[part] for part in ("comparisons", "subgroups")}
+    for stem, lines in tables.items():
         write_whole(out / f"{stem}.csv", to_csv(lines))
     write_whole(out / "curve.md", markdown(found))
     draw_curve(found, out / "curve")
     write_json(out / "curve.json", finite_only(found))
-    return found
+
+
+def _own_metric(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> str:
+    """The score of the task; votes alone name none."""
+    return next((run["metric"] for _, run in runs if "metric" in run), "balanced_accuracy")
 
 
 def _read(works: Sequence[Work]) -> list[tuple[Any, dict[str, Any]]]:
@@ -182,6 +189,17 @@ def _compute(runs: Sequence[tuple[Any, Mapping[str, Any]]], init: str) -> dict[s
         lines.append({"arm": arm, "runs": len(own), "seconds": seconds, "steps": steps, "device": device})
         words.append(f"{arm}: {len(own)} runs, {duration(seconds)}, {steps:,} steps in all, on {device}")
     return {"compute": lines, "compute_words": words, "pretraining": training}
+
+
+def _few_draws(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+    """What few draws cannot tell. With ten, one set of docs/evidence lost a difference that three had shown."""
+    draws = len({job.draw for job, _ in runs})
+    if draws >= _ENOUGH_DRAWS:
+        return []
+    return [
+        f"labelled cases were drawn {draws} time{'s' * (draws > 1)}: how much depends on which cases are labelled is "
+        "known poorly, and a small difference may come or go with more (--draws 10)"
+    ]
 
 
 def _other_sources(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
