@@ -45,9 +45,7 @@ def one_run(config: str, arguments: argparse.Namespace, seed: int) -> dict[str, 
     """Train and probe once, or read what an earlier call found."""
     find_config(config, "pretrain")
     folder = arguments.out / f"{config.replace('/', '_')}_seed={seed}"
-    settings = dict(item.split("=", 1) for item in arguments.set)
-    overrides = {name: yaml.safe_load(value) for name, value in settings.items()}
-    overrides |= {"trainer.max_steps": arguments.steps, "seed": seed, "watch.probes": 0}
+    overrides = asked_settings(arguments.set, arguments.steps, seed)
     scored = folder / "probe.json"
     if not is_finished(folder, {"seed": seed, "trainer": {"max_steps": arguments.steps}}):
         ssl_med.pretrain(config, arguments.store, folder, overrides)
@@ -60,6 +58,13 @@ def one_run(config: str, arguments: argparse.Namespace, seed: int) -> dict[str, 
     alarm = " WARNING step " in (folder / "train.log").read_text()
     rank = health["health/effective_rank"]
     return {**json.loads(scored.read_text()), "seconds": state["seconds"], "rank": rank, "alarm": alarm}
+
+
+def asked_settings(given: list[str], steps: int, seed: int) -> dict[str, Any]:
+    """Settings of a run from those given as NAME=VALUE, its length and its seed."""
+    settings = dict(item.split("=", 1) for item in given)
+    overrides = {name: yaml.safe_load(value) for name, value in settings.items()}
+    return overrides | {"trainer.max_steps": steps, "seed": seed, "watch.probes": 0}
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:

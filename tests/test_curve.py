@@ -22,7 +22,7 @@ from ssl_med.errors import UserError
 from ssl_med.evidence.planning import Job
 from ssl_med.exports import read_card
 from ssl_med.verbs.arms import arm_config
-from ssl_med.verbs.findings import lost_structures
+from ssl_med.verbs.findings import few_draws, lost_structures
 from ssl_med.verbs.finetune import ARMS
 from ssl_med.verbs.groups import groups_of_table
 
@@ -286,6 +286,15 @@ def test_runs_that_lost_a_structure_are_named():
     )
     assert "and 2 more" in lost_structures([runs[0]] * 6)[0]
     assert lost_structures(runs[1:]) == []
+
+
+def test_few_draws_are_named():
+    runs = [(Job("scratch", 9, draw, 0), {}) for draw in range(5)]
+    assert few_draws(runs) == []
+    (told,) = few_draws(runs[:3])
+    assert told.startswith("labelled cases were drawn 3 times")
+    assert "--draws 10" in told
+    assert "drawn 1 time:" in few_draws(runs[:1])[0]
 
 
 def test_groups_of_a_table_are_found_by_the_names_of_the_user(work, tmp_path):

@@ -59,7 +59,7 @@ def write_findings(
     patients = np.array([row.patient for row in rows])
     study = Study(results, patients, name, _score(works, runs, name), resamples)
     found = {**analyse(study), "unit": unit, **extras, **_compute(runs, init)}
-    found["notes"] = [*found["notes"], *_few_draws(runs), *_other_sources(runs), *lost_structures(runs)]
+    found["notes"] = [*found["notes"], *few_draws(runs), *_other_sources(runs), *lost_structures(runs)]
     found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
     found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
     _write(out, found, _lines(works, study))
@@ -191,7 +191,7 @@ def _compute(runs: Sequence[tuple[Any, Mapping[str, Any]]], init: str) -> dict[s
     return {"compute": lines, "compute_words": words, "pretraining": training}
 
 
-def _few_draws(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
+def few_draws(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[str]:
     """What few draws cannot tell. With ten, one set of docs/evidence lost a difference that three had shown."""
     draws = len({job.draw for job, _ in runs})
     if draws >= _ENOUGH_DRAWS:
