@@ -39,16 +39,18 @@ def main() -> None:
     if unknown := set(asked.sets or []) - set(curves):
         parser.error(f"--sets {' '.join(sorted(unknown))}: expected some of {', '.join(curves)}")
     for name in asked.sets or curves:
-        prove(asked.data, asked.out, name, curves[name], asked.processes)
+        prove(asked.data, asked.out, name, curves, asked.processes)
         if asked.docs:
             (asked.docs / name).mkdir(parents=True, exist_ok=True)
             for file in SHOWN:
                 shutil.copy(asked.out / "curve" / name / file, asked.docs / name / file)
 
 
-def prove(data: Path, out: Path, name: str, study: dict, processes: str) -> None:
-    """One set: prepare, pretrain and curve."""
-    store, run, source = out / "store" / name, out / "pretrain" / name, data / study["images"]
+def prove(data: Path, out: Path, name: str, curves: dict[str, dict], processes: str) -> None:
+    """One set: prepare, pretrain and curve. A study ``like`` another takes its store and its pretraining."""
+    origin = curves[name].get("like", name)
+    study = curves[origin] | curves[name]
+    store, run, source = out / "store" / origin, out / "pretrain" / origin, data / study["images"]
     if study.get("drop_repeats"):
         source = without_repeats(source, out / "images")
     call("prepare", source, "--out", store, *options(study.get("prepare", {})))

@@ -27,6 +27,7 @@ FAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "MoCoV3": NO_MEMORY,
     "SSiT": NO_MEMORY,
     "BYOL": NO_MEMORY,
+    "IJEPA": NO_MEMORY,
     "VICReg": {"no variance term": {"task.variance": 0.0, "task.covariance": 0.0}},
     "DINO": {
         **NO_MEMORY,

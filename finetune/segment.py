@@ -20,6 +20,7 @@ from ssl_med.types import Batch, Losses
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _BANDS = ("small", "medium", "large")
+_BANDED = ("dice", "hd95", "surface_dice")
 
 
 class Segment(Tuned):
@@ -142,14 +143,16 @@ class Segment(Tuned):
     def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
         """Means of each score of each class over the cases that have it, and of Dice over classes.
 
-        From six cases of a class on, its Dice is also told for the small, medium and large thirds of them by size.
+        From six cases of a class on, its Dice, HD95 and surface Dice are also told for the small, medium and large
+        thirds of them by size.
         """
         means = {name: _mean(values) for name, values in cases.items() if not name.startswith("size_")}
         dice = [value for name, value in means.items() if name.startswith("dice_")]
         bands: dict[str, float] = {}
-        for name, sizes in cases.items():
-            if name.startswith("size_"):
-                bands |= size_bands(f"dice_{name[5:]}", cases[f"dice_{name[5:]}"], sizes)
+        for name, values in cases.items():
+            score, _, number = name.rpartition("_")
+            if score in _BANDED:
+                bands |= size_bands(name, values, cases[f"size_{number}"])
         return {"dice": _mean(torch.tensor(dice)), **means, **bands}
 
     @torch.no_grad()

@@ -1,10 +1,15 @@
 """Self-supervised pretraining and few-label fine-tuning for medical images, in 2D and 3D.
 
-Names are resolved when they are used: ``import ssl_med`` loads neither torch nor Lightning.
+Names are resolved when they are used: ``import ssl_med`` loads neither torch nor Lightning. It is refused beside
+versions of them that must not run.
 """
 
 import importlib
 from typing import Any
+
+from ssl_med.denied import refuse_denied
+
+refuse_denied()
 
 __version__ = "0.1.0"
 

@@ -356,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"ssl-med {arguments.verb}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except Exception as error:
         if arguments.debug:
             raise

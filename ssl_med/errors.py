@@ -6,6 +6,14 @@ import signal
 class UserError(Exception):
     """Bad input or a bad setting. The command line prints its sentence without a traceback and exits with 2."""
 
+    exit_code = 2
+
+
+class Interrupted(UserError):
+    """Something from outside ended the run, which may go well when it is repeated: exit code 1, which relaunches it."""
+
+    exit_code = 1
+
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop and has saved itself; repeating the command goes on.

@@ -44,6 +44,9 @@ from ssl_med.weights import Start, as_start, start_from
 WEIGHTS = "weights.json"
 """In a run: the audit of the weights it began with."""
 
+SHARDED = ("fsdp", "fsdp_node")
+"""Strategies whose checkpoints are folders."""
+
 HEADS_ALONE = 0.05
 """Share of the steps in which only the new heads learn where a trained backbone was given."""
 
@@ -128,6 +131,7 @@ def fit(
     chosen = settle(resolved, module)
     built = built_of(parser, resolved)
     check_fit(backbone_of(built.task), module)
+    check_saving(built.watch, resolved["trainer"])
     folder = RunFolder(out, resolved, resume, overwrite)
     try:
         with run_log(folder.path) if folder.leads else nullcontext():
@@ -143,6 +147,19 @@ def fit(
     finally:
         folder.close()
     return folder.path
+
+
+def check_saving(watch: Watching, trainer: Mapping[str, Any]) -> None:
+    """Refuse to write shards beside the steps.
+
+    Raises:
+        UserError: both are asked for.
+    """
+    if watch.checkpoint_async and trainer.get("strategy") in SHARDED:
+        raise UserError(
+            f"watch.checkpoint_async: with trainer.strategy {trainer['strategy']} every process writes its shards "
+            "between two steps, not beside them; leave watch.checkpoint_async out, or take trainer.strategy ddp"
+        )
 
 
 def settle(resolved: Config, module: Data) -> dict[str, Choice]:

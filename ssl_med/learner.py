@@ -8,7 +8,7 @@ from ssl_med import sharding
 from ssl_med.errors import UserError
 from ssl_med.ops import ranks
 from ssl_med.ops.norm import over_all_processes
-from ssl_med.optim import adamw, clip_all, clip_each, hold_still, parameter_groups
+from ssl_med.optim import adamw, clip_all, clip_each, hold_still, norm_of_all, parameter_groups
 from ssl_med.schedules import cosine
 from ssl_med.tasks.base import Task
 from ssl_med.types import Batch
@@ -114,7 +114,7 @@ class Learner(pl.LightningModule):
         return (self.seed * 1_000_003 + place) * 4099 + self.global_rank
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the rate of this step and clip."""
+        """Set the rate of this step, clip, and log how large the gradient was."""
         rates = self.task.rates(self.progress, self.warmup)
         if self.progress < (self.freeze_backbone or 0):
             rates = rates._replace(trunk=0.0)
@@ -124,9 +124,16 @@ class Learner(pl.LightningModule):
             if self.weight_decay_end is not None and group["weight_decay"]:
                 group["weight_decay"] = cosine(self.progress, self.weight_decay, self.weight_decay_end)
         self.log("lr", self.lr * rates.head, batch_size=1)
-        if self.clip is not None and not self.skipping:
+        if not self.skipping:
+            self._clip_or_measure()
+
+    def _clip_or_measure(self) -> None:
+        """Without clipping the norm is taken only in steps whose numbers are written: it reads every gradient."""
+        if self.clip is not None:
             clip = clip_each if self.clip_each else clip_all
             self.log("grad_norm", clip(self.task.parameters(), self.clip), batch_size=1)
+        elif self.trainer._logger_connector.should_update_logs:
+            self.log("grad_norm", norm_of_all(self.task.parameters()), batch_size=1)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Step, then what the task does after a step."""

@@ -64,6 +64,12 @@ def adamw(groups: list[dict], lr: float, betas: tuple[float, float], fused: bool
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
+def norm_of_all(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The common norm of all gradients, of wholes where they are sharded."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def clip_all(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Clip all gradients together by their common norm; returns the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

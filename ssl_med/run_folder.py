@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 import yaml
 
+from ssl_med import __version__
 from ssl_med.config import Config, difference
 from ssl_med.data.ledger import images_left_out
 from ssl_med.errors import UserError
@@ -20,8 +21,12 @@ from ssl_med.files import write_json, write_whole
 
 LOG = logging.getLogger("ssl_med")
 Resume = Literal["auto", "never", "must", "force"]
-_SAFE = ("watch", "data.num_workers", "data.prefetch", "data.sample_timeout", "trainer.devices", "trainer.num_nodes")
-"""Settings that may differ when a run goes on: they do not change what is computed."""
+_WATCHED = ("probes", "health", "pictures", "checkpoint_", "step_timeout", "collective_timeout", "track", "online")
+_SAFE = (
+    *(f"watch.{name}" for name in _WATCHED),  # not what skips a step, chooses weights or ends a run
+    *("data.num_workers", "data.prefetch", "data.sample_timeout", "trainer.devices", "trainer.num_nodes"),
+)
+"""Settings, by how their names begin, that may differ when a run goes on: they do not change what is computed."""
 _OF_A_START = {
     *(".lock", "config.yaml", ".config.yaml", ".run.json", "train.log", "manifest.lock", ".manifest.lock"),
     *("restarts.jsonl", "weights.json"),
@@ -201,7 +206,8 @@ def _minor(version: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    return {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "timm", "monai", "numpy")}
+    others = {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "timm", "monai", "numpy")}
+    return {"ssl-med": __version__, **others}
 
 
 def is_finished(path: Path, config: Config) -> bool:

@@ -55,14 +55,15 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
     settings |= {"trainer": {"max_steps": 2}, "watch": {"probes": 0, "health": 0, "pictures": 0}}
     (tmp_path / "short_2d.yaml").write_text(yaml.safe_dump(settings))
     study = {**STUDY, "pretrain": str(tmp_path / "short_2d.yaml")}
-    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"faces": study}))
+    again = {"like": "faces", "curve": {**STUDY["curve"], "arms": "scratch", "trainer.max_steps": 1}}
+    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"faces": study, "scratch": again}))
     words = ["evidence", tmp_path / "data", tmp_path / "out", "--studies", tmp_path / "studies.yaml"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in [*words, "--docs", tmp_path / "docs"]])
 
     evidence.main()
 
     assert "1 training images recur" in capsys.readouterr().out
-    assert [call[0] for call in called] == ["prepare", "pretrain", "curve"]
+    assert [call[0] for call in called] == ["prepare", "pretrain", "curve", "prepare", "curve"]  # one pretraining
     assert sorted(path.name for path in (tmp_path / "docs" / "faces").iterdir()) == sorted(evidence.SHOWN)
     found = json.loads((tmp_path / "out" / "curve" / "faces" / "curve.json").read_text())
     assert found["test_patients"] == 12
@@ -70,12 +71,14 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
     with (tmp_path / "docs" / "faces" / "subgroups.csv").open(newline="") as file:
         assert {"alone: 1", "without 1"} <= {line["group"] for line in csv.DictReader(file)}
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("test.json")}
-    assert len(scores) == 2
+    assert len(scores) == 3
+    table = list(csv.DictReader((tmp_path / "docs" / "scratch" / "curve.csv").open(newline="")))
+    assert {line["arm"] for line in table} == {"scratch"}
 
     called.clear()
     evidence.main()
 
-    assert [call[0] for call in called] == ["prepare", "curve"]
+    assert [call[0] for call in called] == ["prepare", "curve"] * 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("test.json")} == scores
 
 

@@ -277,23 +277,41 @@ def test_a_kill_while_a_folder_is_saved_leaves_a_whole_one(tmp_path, moment):
 # kills at any time
 
 
-def keep_saving(folder: Path) -> None:
-    saving = Saving()
-    for step in range(1, 1000):
+def keep_saving(folder: Path, background: bool) -> None:
+    saving, found = Saving(background=background), newest_whole(folder)
+    first = int(found.stem[5:]) + 1 if found else 1
+    for step in range(first, first + 1000):
         saving.save_checkpoint({"step": step, "weights": torch.full((20_000,), float(step))}, path_of(folder, step))
 
 
-def test_twelve_kills_at_random_moments_leave_no_bad_file(tmp_path):
+def newest(folder: Path) -> int:
+    return max((int(path.stem[5:]) for path in folder.glob("step=*.ckpt")), default=0)
+
+
+def wait_for(folder: Path, step: int) -> None:
+    """Until this checkpoint, or a later one, is there."""
+    end = time.monotonic() + 60
+    while newest(folder) < step:
+        assert time.monotonic() < end, "nothing is saved"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_twelve_kills_at_random_moments_leave_no_bad_file(tmp_path, background):
+    last = tmp_path / "last.ckpt"
     for number in range(12):
         remove_leftovers(tmp_path)
-        child = os.fork()
+        before, child = newest(tmp_path), os.fork()
         if child == 0:
-            keep_saving(tmp_path)
-        time.sleep(0.02 + 0.007 * number)
+            keep_saving(tmp_path, background)
+            os._exit(0)
+        wait_for(tmp_path, before + 2)  # so that the one before it has been pointed to
+        time.sleep(0.007 * number)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = newest_whole(tmp_path)
-        assert found is None or Saving().load_checkpoint(found)["weights"][0] == int(found.stem[5:])
-    assert found is not None
+        assert Saving().load_checkpoint(found)["weights"][0] == int(found.stem[5:])
+        assert is_whole(last)
+        assert int(found.stem[5:]) - Saving().load_checkpoint(last)["step"] in (0, 1)  # saved, not yet pointed to
     remove_leftovers(tmp_path)
     assert not list(tmp_path.glob(".*"))

@@ -42,20 +42,26 @@ def half(checkpoint, file) -> None:
     die()
 
 
-def then_die(work: Callable) -> Callable:
-    def both(*arguments):
-        work(*arguments)
-        die()
+def dying(work: Callable, count: int, after: bool) -> Callable:
+    """What does the work and dies at the given call, once it is done or just before."""
+    calls = []
 
-    return both
+    def counted(*arguments):
+        calls.append(arguments)
+        if len(calls) < count or after:
+            work(*arguments)
+        if len(calls) == count:
+            die()
+
+    return counted
 
 
 MOMENTS = {  # what is replaced so that the process dies there, and the step of the newest whole checkpoint afterwards
     "half written": ((torch, "save", half), 1),
     "written": ((os, "fsync", die), 1),
-    "before the hash": ((Path, "write_text", die), 1),
-    "after the hash": ((Path, "write_text", then_die(Path.write_text)), 1),
-    "renamed": ((Path, "replace", then_die(Path.replace)), 2),
+    "before the hash": ((Path, "replace", dying(Path.replace, 1, after=False)), 1),
+    "after the hash": ((Path, "replace", dying(Path.replace, 1, after=True)), 1),
+    "renamed": ((Path, "replace", dying(Path.replace, 2, after=True)), 2),
 }
 
 
@@ -75,6 +81,76 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, moment):
     names = {f"step={step:07d}.ckpt{end}" for step in range(1, expected + 1) for end in ("", ".sha256")}
     remove_leftovers(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def overwrite(folder: Path, step: int) -> Path:
+    path = folder / "best-val.ckpt"
+    IO.save_checkpoint({"step": step}, path)
+    return path
+
+
+def point(folder: Path, step: int) -> Path:
+    point_to(save(folder, step))
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", [(Path, "replace"), (os, "fsync")])
+@pytest.mark.parametrize("work", [overwrite, point])
+def test_a_name_that_is_used_again_is_whole_at_any_moment(tmp_path, work, call, after):
+    """Killed at each rename and each flush of a save, before it and behind it."""
+    count, code = 0, -signal.SIGKILL
+    while code:
+        count += 1
+        folder = tmp_path / str(count)
+        path = work(folder, 1)
+        child = os.fork()
+        if child == 0:
+            setattr(*call, dying(getattr(*call), count, after))
+            work(folder, 2)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        assert is_whole(path), f"call {count}"
+        reached = IO.load_checkpoint(path)["step"]
+        assert is_whole(work(folder, 3)), f"the save after call {count}"
+        assert IO.load_checkpoint(path)["step"] == 3
+        assert len(path.with_name(f"{path.name}.sha256").read_text().split()) == 1
+    assert count > 3
+    assert reached == 2
+
+
+def test_the_hash_is_on_the_disk_before_its_file_has_its_name(tmp_path, monkeypatch):
+    steps, real, rename = [], os.fsync, Path.replace
+
+    def named(handle):
+        steps.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", named)
+    monkeypatch.setattr(Path, "replace", lambda self, path: steps.append(f"> {path.name}") or rename(self, path))
+    save(tmp_path, 1)
+    name = path_of(tmp_path, 1).name
+    assert steps[1:] == [f".{name}.sha256.tmp", f"> {name}.sha256", tmp_path.name, f"> {name}", tmp_path.name]
+    assert name in steps[0]
+
+
+def test_what_is_neither_the_old_nor_the_new_file_is_damaged(tmp_path):
+    path = overwrite(tmp_path, 1)
+    record = path.with_name(f"{path.name}.sha256")
+    record.write_text(f"{'0' * 64}\n{record.read_text()}")
+    assert is_whole(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_whole(path)
+
+
+def test_the_pointer_is_a_copy_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step in (1, 2):
+        assert IO.load_checkpoint(point(tmp_path, step))["step"] == step
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "no hash", "empty"])

@@ -7,12 +7,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
-from stores import pictures, store_of, volumes
+from stores import pictures, save_nifti, store_of, volumes
 from timm.models import VisionTransformer
 
 from ssl_med.cli import main
@@ -22,9 +23,10 @@ from ssl_med.errors import UserError
 from ssl_med.evidence.planning import Job
 from ssl_med.exports import read_card
 from ssl_med.verbs.arms import arm_config
+from ssl_med.verbs.embed import colours_of
 from ssl_med.verbs.findings import few_draws, lost_structures
 from ssl_med.verbs.finetune import ARMS
-from ssl_med.verbs.groups import groups_of_table
+from ssl_med.verbs.groups import groups_of_rows, groups_of_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:No positive samples|No negative samples")
 
@@ -277,6 +279,24 @@ def test_masks_are_studied_too_with_bands_of_size(tmp_path, capsys):
     assert "No difference" in page or "no difference" in page
 
 
+def test_masks_are_grouped_by_the_size_of_what_is_outlined(tmp_path):
+    scans = volumes(tmp_path / "scans", 20)
+    for number in range(20):
+        mask = np.zeros((20, 22, 24), np.uint8)
+        mask[: 1 + number % 10, :10, :10] = 1 + number % 2  # 100 voxels of 3 mm3 for each slice
+        save_nifti(scans / "labels" / f"case_{number}.nii.gz", mask)
+    store = store_of(scans, tmp_path / "store")
+    rows = list(store.rows)
+    groups = groups_of_rows(store, rows, "mask")["outlined size (ml)"]
+    volume = [float((store.read(row, "masks") > 0).sum()) * 0.003 for row in rows]
+    by_group = {name: [v for v, group in zip(volume, groups, strict=True) if group == name] for name in set(groups)}
+    assert len(by_group) == 3
+    low, middle, high = sorted(by_group.values(), key=min)
+    assert max(low) < min(middle) <= max(middle) < min(high)
+    assert max(high) == pytest.approx(3.0)
+    assert "outlined size (ml)" not in groups_of_rows(store, rows, None)
+
+
 def test_runs_that_lost_a_structure_are_named():
     scores = {"dice": 0.4, "dice_1": 0.79, "dice_2": 0.01, "dice_2_small": 0.0}
     runs = [(Job("scratch", 9, 3, 0), {"scores": scores}), (Job("scratch", 9, 4, 0), {"scores": {"dice_1": 0.1}})]
@@ -320,6 +340,19 @@ def test_groups_of_a_table_are_found_by_the_names_of_the_user(work, tmp_path):
     table.write_text("id,scanner\nx,A\n")
     with pytest.raises(UserError, match="no line names a id of the test split"):
         groups_of_table(table, store, rows)
+
+
+def test_points_are_coloured_by_label_site_or_any_group():
+    rows = [
+        SimpleNamespace(label=label, site=site, split="train", groups=(f"scanner={scanner}", f"age={40 + label}"))
+        for label, site, scanner in ((1, "north", "A"), (0, "", "B"), (-1, "south", "A"))
+    ]
+    store = SimpleNamespace(rows=rows, class_names=["left", "right"])
+    assert colours_of(store, "label") == ["right", "left", "unlabelled"]
+    assert colours_of(store, "site") == ["north", "unknown", "south"]
+    assert colours_of(store, "scanner") == ["A", "B", "A"]
+    with pytest.raises(UserError, match=r"the store knows label, site, .*age, scanner"):
+        colours_of(store, "mood")
 
 
 def test_embed_writes_neighbours_and_a_picture(work, tmp_path, capsys):

@@ -12,6 +12,7 @@ from stores import pictures, store_of, volume, volumes
 from ssl_med.data.crops import CropAffine
 from ssl_med.data.dataset import CropDataset, WholeDataset
 from ssl_med.data.module import StoreData
+from ssl_med.data.rows import Rows
 from ssl_med.data.sampler import GlobalOrder
 from ssl_med.data.store import Store
 from ssl_med.errors import UserError
@@ -205,6 +206,17 @@ def test_too_many_damaged_images_stop_the_training(damaged):
     dataset = crops(damaged)
     with pytest.raises(UserError, match="2 of 10 images are damaged"):
         [dataset[position] for position in range(10)]
+
+
+def test_one_image_in_a_hundred_may_be_damaged(store):
+    dataset = crops(store)
+    dataset.rows = Rows.of([store.rows[0]] * 300)
+    for number in range(3):
+        dataset.ledger.note(f"image {number}", "broken")
+    dataset._check_share()
+    dataset.ledger.note("image 3", "broken")
+    with pytest.raises(UserError, match="4 of 300 images are damaged"):
+        dataset._check_share()
 
 
 def test_turned_crops_show_the_same_of_image_and_mask(store):

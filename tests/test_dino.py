@@ -16,6 +16,7 @@ from two_processes import leave
 from ssl_med.backbones import UNetEncoder, ViT
 from ssl_med.backbones.packed import encode_packed
 from ssl_med.errors import UserError
+from ssl_med.ops.centring import koleo
 from ssl_med.ops.collapse import feature_spread
 from ssl_med.ops.filters import gaussian_blur
 from ssl_med.ops.random import sample_keys
@@ -94,6 +95,33 @@ def test_other_views_are_taken_and_a_single_one_is_refused(make_batch) -> None:
     assert tiny(views=PairedViews([GaussianNoise()]))(make_batch((16, 24)), 0.5)["loss"].isfinite()
     with pytest.raises(UserError, match="two global views"):
         tiny(views=SingleView([]))(make_batch((16, 24)), 0.5)
+
+
+def test_koleo_is_of_the_students_features_of_each_global_view(make_batch) -> None:
+    """Defect: KoLeo on the head's logits."""
+    task, seen = tiny(koleo=0.1), {}
+    task.head.register_forward_pre_hook(lambda _, inputs: seen.update(features=inputs[0]))
+    task.head.register_forward_hook(lambda _, __, out: seen.update(logits=out))
+    found = task(make_batch((16, 24)), 0.5)["koleo"]
+    of = {name: koleo(rows[:4]) + koleo(rows[4:8]) for name, rows in seen.items()}  # global views come first
+    torch.testing.assert_close(found, of["features"])
+    assert not torch.isclose(found, of["logits"], rtol=0.01)
+
+
+@pytest.mark.parametrize("own_head", [True, False])
+def test_signs_of_the_hidden_patches_stand_beside_ln_k(make_batch, own_head: bool) -> None:
+    task, batch = tiny(ibot=1.0, ibot_head=own_head).eval(), make_batch((16, 24))
+    with torch.no_grad():
+        signs, loss = task.vital_signs(batch), task(batch, 0.0)["ibot"]
+    assert float(signs["ibot_per_patch"]) == pytest.approx(2 * float(loss), rel=1e-5)  # half of the views count 0
+    assert 0 < float(signs["ibot_teacher_entropy"]) < float(signs["ln_prototypes"]) == pytest.approx(math.log(32))
+    assert {"ibot_teacher_kl", "ibot_teacher_information", "ibot_prototypes_in_use"} <= set(signs)
+    flat = tiny(ibot=1.0, ibot_head=own_head, student_temp=1e4, teacher_temp=1e4, teacher_temp_end=1e4).eval()
+    with torch.no_grad():
+        uniform = flat.vital_signs(batch)
+    for name in ("ibot_per_patch", "ibot_teacher_entropy"):
+        assert float(uniform[name]) == pytest.approx(math.log(32), abs=1e-4)
+    assert not any(name.startswith("ibot") for name in tiny().eval().vital_signs(batch))
 
 
 # ---- schedules and the teacher

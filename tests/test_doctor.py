@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_med.denied import refuse_denied
 from ssl_med.verbs import doctor as doctor_module
 from ssl_med.verbs.doctor import Check, doctor
 
@@ -145,6 +146,42 @@ def test_a_version_with_an_advisory_is_refused(versions, package, version, advis
 def test_versions_with_the_fix_pass(versions, package, version):
     versions(**{package: version})
     assert [check.status for check in doctor_module.check_denied()] == ["ok"]
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """Run Python with a distribution installed in this version before all others; (exit code, what was said)."""
+
+    def attempt(code, name, version):
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        places = os.pathsep.join([str(tmp_path), str(Path(doctor_module.__file__).parents[2])])
+        names = {**os.environ, "PYTHONPATH": places}
+        done = subprocess.run([sys.executable, "-c", code], env=names, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "advisory"),
+    [("lightning", "2.6.3", "GHSA-w37p-236h-pfx3"), ("torch", "2.9.1+cpu", "CVE-2026-24747")],
+)
+def test_the_import_is_refused_beside_a_known_bad_version(beside, name, version, advisory):
+    code, said = beside("import ssl_med", name, version)
+    assert code == 1
+    assert f"ImportError: ssl_med does not run beside {name} {version} ({advisory}" in said
+
+
+def test_the_import_goes_on_beside_good_versions_and_for_the_doctor(beside):
+    light = "; assert not {'torch', 'importlib.metadata'} & set(sys.modules)"
+    assert beside("import ssl_med, sys" + light, "lightning", "2.6.6") == (0, "")
+    assert beside("import sys; sys.argv = ['ssl-med', 'doctor']; import ssl_med", "torch", "2.0") == (0, "")
+
+
+def test_the_import_is_refused_by_an_old_python(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 9))
+    with pytest.raises(ImportError, match=r"Python 3\.11 or newer"):
+        refuse_denied()
 
 
 def test_a_known_bad_version_reaches_the_whole_report(versions, tmp_path, capsys):

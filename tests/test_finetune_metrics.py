@@ -162,6 +162,19 @@ def test_scores_of_a_segmentation_are_in_mm_and_by_size() -> None:
     assert (summary["dice"], summary["surface_dice_1"], summary["extra_1"]) == (0.375, 0.5, 12)
 
 
+def test_every_score_of_a_structure_is_told_by_its_size() -> None:
+    from finetune import Segment
+    from ssl_med.backbones import UNetEncoder
+
+    task, sizes = Segment(UNetEncoder(2, 1, (4, 8), blocks=1), 2, [8, 8], [4, 8]), torch.arange(6.0)
+    scores = {"dice_1": sizes / 10, "hd95_1": 10 - sizes, "surface_dice_1": sizes / 5}
+    summary = task.summarise({"size_1": sizes, "extra_1": torch.full((6,), torch.nan), **scores})
+    assert {name: value for name, value in summary.items() if name.endswith(("small", "large"))} == pytest.approx({
+        "dice_1_small": 0.05, "dice_1_large": 0.45, "hd95_1_small": 9.5, "hd95_1_large": 5.5,
+        "surface_dice_1_small": 0.1, "surface_dice_1_large": 0.9,
+    })  # fmt: skip
+
+
 def test_size_bands_are_thirds_of_what_is_there() -> None:
     nan = math.nan
     sizes = torch.tensor([5.0, 1.0, 0.0, 3.0, 6.0, 2.0, 4.0])

@@ -1,6 +1,7 @@
 """Validation chooses the weights that are exported, exactly resumably, and never sees the test split."""
 
 import copy
+import errno
 import json
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def test_the_best_moment_is_exported(store, tmp_path, monkeypatch) -> None:
     assert same(exported(run), weights(run / "checkpoints" / "best-val.ckpt"))
     assert not same(exported(run), weights(run / "checkpoints" / "last.ckpt"))
     assert "kept are the weights of step 4" in (run / "train.log").read_text()
+
+
+def test_a_best_that_could_not_be_saved_is_not_said_to_be_kept(store, tmp_path, monkeypatch) -> None:
+    scripted(monkeypatch, [0.2, 0.4, 0.9, 0.5])
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def full(self, checkpoint, path, *more):
+        if Path(path).name == validation.BEST and checkpoint["global_step"] == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, checkpoint, path, *more)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+    run = fit("finetune", config(), str(store), tmp_path / "run")
+    assert same(exported(run), weights(run / "checkpoints" / "best-val.ckpt"))
+    told = (run / "train.log").read_text()
+    assert "CHECKPOINT NOT WRITTEN: best-val" in told
+    assert (
+        "kept are the weights of step 4: those of step 6, the best on validation (0.9000), could not be saved" in told
+    )
+    assert "kept are the weights of step 6" not in told
 
 
 def test_a_score_that_is_no_number_is_never_the_best(store, tmp_path, monkeypatch) -> None:

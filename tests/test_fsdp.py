@@ -1,5 +1,6 @@
 """Parameters in shards (FSDP2): the same weights, clipped alike; runs that change their number of processes."""
 
+import errno
 import json
 import shutil
 import signal
@@ -9,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.test_tasks import cases, make_task
+from pytorch_lightning import Trainer
 from stores import store_of, volumes
+from torch.distributed.checkpoint import filesystem
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from trainings import in_double, whole_state
 from worlds import image_batch, share, together
 
 from ssl_med import sharding
-from ssl_med.callbacks import newest_whole
+from ssl_med.callbacks import Probes, checkpoint, newest_whole
+from ssl_med.callbacks.checkpoint_io import is_whole, size_of
 from ssl_med.cli import main
 from ssl_med.learner import Learner
 from ssl_med.optim import clip_all, clip_each, local
@@ -149,3 +154,73 @@ def test_shards_of_four_are_taken_up_by_one_two_and_four(store: Path, tmp_path: 
         assert losses(run)[reached + 1] == pytest.approx(losses(whole)[reached + 1], rel=1e-6)
     assert all(torch.equal(state[name], value) for state in weights for name, value in weights[0].items())
     assert weights[0]
+
+
+def run_on_a_full_disk(arguments: list[str], rank: int) -> tuple[int, list[float]]:
+    """No room for the second process: seen before step 4 is written, met while step 6 is; what each save needs."""
+    save, room, write = checkpoint.Checkpoints._save_folder, checkpoint.check_room, filesystem._write_item
+    now, needs = [0], []
+
+    def watched(self, trainer: Trainer, path: Path) -> None:
+        now.append(trainer.global_step)
+        save(self, trainer, path)
+
+    def checked(folder: Path, needed: int) -> None:
+        needs.append(needed)
+        room(folder, 2**60 if (rank, now[-1]) == (1, 4) else needed)
+
+    def written(*arguments: object) -> object:
+        if (rank, now[-1]) == (1, 6):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    checkpoint.Checkpoints._save_folder, checkpoint.check_room = watched, checked
+    filesystem._write_item = written
+    return main(arguments), needs
+
+
+def test_a_full_disk_on_one_of_two_processes_leaves_the_older_folder(store: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ["--trainer.strategy", "fsdp", "--watch.checkpoint_steps", "2"]
+    work = partial(run_on_a_full_disk, command(store, run, 2, *words))
+    (code, needs), others = together(2, tmp_path / "2", work, join=False)
+    assert (code, others[0]) == (0, 0)
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+    held = run / "checkpoints" / "step=0000002.ckpt"
+    assert newest_whole(run / "checkpoints") == held
+    assert is_whole(run / "checkpoints" / "last.ckpt")
+    assert sorted(item.name for item in (run / "checkpoints").iterdir()) == ["last.ckpt", held.name]
+    told = (run / "train.log").read_text()
+    assert told.count("CHECKPOINT NOT WRITTEN") == 2
+    assert "step=0000004 (another process could not write its part; failure 1 in a row)" in told
+    written = sum(part.stat().st_size for part in held.glob("__*"))
+    assert needs == others[1]
+    assert 0.5 < needs[0] / written < 1.01
+
+
+def test_shards_are_not_written_beside_the_steps(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    more = ["--trainer.strategy", "fsdp", "--watch.checkpoint_async", "true"]
+    assert main(command(store, tmp_path / "run", 1, *more)) == 2
+    assert "watch.checkpoint_async: with trainer.strategy fsdp every process writes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_size_of_shards_is_that_of_all_of_them(tmp_path: Path) -> None:
+    def size(rank: int) -> int:
+        mesh = init_device_mesh("cpu", (2,))
+        return size_of({"a": distribute_tensor(torch.zeros(7, 3), mesh, [Shard(0)]), "b": [torch.zeros(5)]})
+
+    assert together(2, tmp_path, size) == [4 * (21 + 5)] * 2
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_best_state_is_kept_as_a_file_and_not_in_shards(sharded: bool, tmp_path: Path, caplog) -> None:
+    saved: list[Path] = []
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    trainer.strategy._save_distributed_checkpoint, trainer.save_checkpoint = sharded, saved.append
+    caplog.set_level("INFO")
+    best = Probes()
+    for _ in range(2):
+        best._improved = True
+        best.after_look(trainer)
+    assert saved == ([] if sharded else [tmp_path / "checkpoints" / "best-knn.ckpt"] * 2)
+    assert caplog.text.count("no best-knn.ckpt in this run") == int(sharded)

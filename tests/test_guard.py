@@ -2,12 +2,16 @@
 
 import copy
 import json
+import logging
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
+from safetensors import SafetensorError
 from stores import store_of, volumes
 from test_resume import same
 from worlds import together
@@ -54,7 +58,9 @@ def command(store: Path, out: Path, *more: str) -> list[str]:
 
 
 def poison(monkeypatch, steps: dict[int, str], on_rank: int = 0) -> list[tuple[dict, dict]]:
-    """Make the loss or a gradient of these calls infinite; returns the state before and after each poisoned step."""
+    """Make the loss or a gradient of these calls infinite, or the loss leap; returns the state before and after each
+    step that was skipped.
+    """
     forward, finish, calls, seen = DINO.forward, Learner.optimizer_step, [], []
 
     def poisoned(self, batch, progress):
@@ -64,6 +70,8 @@ def poison(monkeypatch, steps: dict[int, str], on_rank: int = 0) -> list[tuple[d
         here = not torch.distributed.is_initialized() or torch.distributed.get_rank() == on_rank
         if what == "loss" and here:
             losses["loss"] = losses["loss"] * torch.nan
+        if what == "leap" and here:
+            losses["loss"] = losses["loss"] * 2 + 1e6
         if what == "gradient" and here:
             losses["loss"] = losses["loss"] + 0 * (losses["loss"] - losses["loss"].detach()).sqrt()
         return losses
@@ -115,10 +123,57 @@ def test_all_processes_skip_together(store, tmp_path, monkeypatch):
     assert {int(value["step"]) for value in state["optimizer_states"][0]["state"].values()} == {STEPS - 1}
 
 
+def test_a_batch_that_cannot_be_kept_is_told_and_nobody_waits(store, tmp_path, monkeypatch):
+    poison(monkeypatch, {2: "loss", 4: "loss"}, on_rank=1)
+
+    def full(tensors, path, facts):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("ssl_med.callbacks.guard.save_file", full)
+    run, more = tmp_path / "run", ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+    def work(rank: int) -> int:
+        logging.getLogger("ssl_med").addHandler(logging.FileHandler(tmp_path / f"{rank}.txt"))
+        return main(command(store, run, *more))
+
+    assert together(2, tmp_path / "2", work, join=False) == [0, 0]
+    assert not list((run / "faults").iterdir())
+    assert (run / "checkpoints" / f"step={STEPS:07d}.ckpt").is_file()
+    told = (tmp_path / "1.txt").read_text()
+    assert told.count("is not kept for a replay (I/O error: No space left on device)") == 1
+
+
+def test_faults_that_cannot_be_a_folder_are_told(tmp_path, caplog):
+    (tmp_path / "faults").touch()
+    guard, batch = Guard(), {"image": torch.zeros(2, 1, 4, 4), "id": ["a", "b"]}
+    guard._parts = [(batch, torch.tensor(torch.nan))]
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    guard._save(trainer, SimpleNamespace(progress=0.5, part_seed=lambda part: part), 3, everything=False)
+    assert "the batch of step 3 is not kept for a replay (File exists)" in caplog.text
+
+
 def test_too_many_in_a_row_end_the_run(store, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, dict.fromkeys(range(2, 9), "loss"))
     assert main(command(store, tmp_path / "run", "--watch.skip_patience", "3")) == 2
     assert "step 5: 3 steps in a row were skipped, the last because the loss is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["skipped", "only told"])
+def test_a_loss_that_leaps_in_a_run(store, tmp_path, monkeypatch, skip):
+    monkeypatch.setattr("ssl_med.callbacks.guard.KNOWN", 4)
+    seen = poison(monkeypatch, {5: "leap"})
+    run = tmp_path / "run"
+    assert main(command(store, run, "--watch.skip_spikes", str(skip).lower())) == 0
+    told = (run / "train.log").read_text()
+    assert told.count("the loss leaps to") == told.count("step 6: the loss leaps to ") == 1
+    assert len(seen) == int(skip)
+    assert all(same(before[0], after[0]) and same(dict(before[1]), dict(after[1])) for before, after in seen)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "skipped_steps" in line] == [6] * skip
+    assert (run / "faults" / "step=0000006_part=0_rank=0.safetensors").exists() == skip
+    state = torch.load(run / "checkpoints" / f"step={STEPS:07d}.ckpt", weights_only=True)
+    assert {int(value["step"]) for value in state["optimizer_states"][0]["state"].values()} == {STEPS - skip}
 
 
 def test_leaps_are_seen_and_nothing_else():

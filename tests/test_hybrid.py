@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from miniature import many, train
 
+from ssl_med.backbones import UNetEncoder
 from ssl_med.errors import UserError
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import Hybrid, Plan, Task
@@ -14,6 +16,11 @@ VIEWS = {
 }
 SIMCLR = {"class_path": "ssl_med.tasks.SimCLR", "init_args": {"hidden_dim": 16, "out_dim": 8, "views": VIEWS}}
 PARTS = {"mae": MAE, "contrast": SIMCLR}
+DINO = {
+    "class_path": "ssl_med.tasks.DINO",
+    "init_args": {"prototypes": 32, "hidden_dim": 24, "bottleneck_dim": 8, "momentum": 0.5, "freeze_last": 0.0},
+}
+GENESIS = {"class_path": "ssl_med.tasks.ModelsGenesis", "init_args": {"widths": [4, 8]}}
 
 
 def test_parts_share_the_backbone_and_their_losses_add_up(tiny_vit, make_batch) -> None:
@@ -68,8 +75,8 @@ def test_verdicts_carry_the_name_of_the_part(tiny_vit, make_batch) -> None:
     task = Hybrid(tiny_vit(2), PARTS).eval()
     with torch.no_grad():
         signs = {name: float(value) for name, value in task.vital_signs(make_batch((16, 16))).items()}
-    own = {"contrast/embedding_spread", "contrast/embedding_rank", "mae/masked_error", "mae/blank_error"}
-    assert set(signs) == own
+    masked = {"mae/masked_error", "mae/blank_error", "mae/constant_patches"}
+    assert set(signs) == {"contrast/embedding_spread", "contrast/embedding_rank"} | masked
     assert task.verdict({**signs, "contrast/embedding_spread": 0.0}).startswith("contrast: the embedding")
     assert set(task.pictures(make_batch((16, 16)))) > {"mae: input", "contrast: first view"}
 
@@ -83,3 +90,30 @@ def test_wrong_parts_are_named(tiny_vit) -> None:
         Hybrid(tiny_vit(2), {**PARTS, "other": {"class_path": "ssl_med.backbones.ViT"}})
     with pytest.raises(UserError, match="mask_rtio"):
         Hybrid(tiny_vit(2), {**PARTS, "mae": {**MAE, "init_args": {"mask_rtio": 0.5}}})
+
+
+@pytest.mark.parametrize("space", [(16, 24), (8, 8, 12)], ids=["2d", "3d"])
+def test_mae_and_dino_train_together_and_the_student_is_exported(tiny_vit, space: tuple[int, ...]) -> None:
+    task = Hybrid(tiny_vit(len(space)), {"mae": MAE, "distil": DINO}, {"mae": 0.5})
+    batches = many(space, 4)
+    losses = task(batches[0], 0.0)
+    torch.testing.assert_close(losses["loss"], 0.5 * losses["mae/loss"] + losses["distil/loss"])
+    teacher = task.tasks["distil"].teacher["backbone"]
+    before, untrained = (module.patch_embed.proj.weight.clone() for module in (teacher, task.backbone))
+    train(task, batches, 1e-2)
+    assert not torch.equal(teacher.patch_embed.proj.weight, before)  # it follows
+    exported = task.exports()
+    assert exported == {"backbone": task.backbone}
+    assert exported["backbone"] is not teacher
+    assert not torch.equal(task.backbone.patch_embed.proj.weight, untrained)
+
+
+@pytest.mark.parametrize("space", [(16, 24), (8, 8, 16)], ids=["2d", "3d"])
+def test_genesis_and_contrast_train_together_and_the_decoder_is_kept(space: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    backbone = UNetEncoder(len(space), 1, (4, 8), blocks=1)
+    task, batches = Hybrid(backbone, {"genesis": GENESIS, "contrast": SIMCLR}), many(space, 12)
+    losses = train(task, batches, 1e-2)
+    assert losses[-1] < losses[0]
+    assert set(task.exports()) == {"backbone", "genesis_decoder"}
+    assert task.exports()["backbone"] is backbone

@@ -162,3 +162,33 @@ def test_a_signal_is_handed_on_and_ends_it(tmp_path):
     threading.Thread(target=ask).start()
     assert supervised(tmp_path, ["wait"])[:2] == (143, ["first"])
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_first_start_alone_overwrites(store, tmp_path, monkeypatch):
+    """What the command line hands to the supervisor; the codes of the job are those of the command."""
+    asked = []
+
+    def noted(self, words, first=None):
+        asked.append((self.out, self.most, words, first))
+        return 143
+
+    monkeypatch.setattr(Supervisor, "run", noted)
+    out = tmp_path / "run"
+    words = ["pretrain", "smoke/mae_3d", "--data", str(store), "--out", str(out)]
+    setting = ["--learner.lr", "0.001"]
+    assert main([*words, "--supervise", "--overwrite", *setting]) == 143
+    assert main([*words, "--supervise", "3", "--resume", "must", *setting]) == 143
+    again = parsed(asked[0][2])
+    assert asked[0][:2] == (out, 10)
+    assert (again[0].overwrite, again[0].resume, again[1]) == (False, "auto", {"learner.lr": 0.001})
+    assert vars(parsed(asked[0][3])[0]) == {**vars(again[0]), "overwrite": True}
+    assert parsed(asked[0][3])[1] == again[1]
+    assert asked[1][:2] == (out, 3)
+    assert [parsed(part)[0].resume for part in asked[1][2:]] == ["auto", "must"]
+    assert not list(tmp_path.iterdir())  # the job makes its folder itself
+
+
+def parsed(words: list[str]) -> tuple:
+    arguments, rest = build_parser().parse_known_args(words)
+    assert arguments.supervise is None  # the job is a plain one
+    return arguments, parse_overrides(rest, "pretrain")

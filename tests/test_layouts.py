@@ -1,6 +1,7 @@
 """Every layout of the field is understood as it is, printed in words, and folders of patients never become classes."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from dicom_files import PIXELS, at, dicom_slice, multiframe, saved, saved_all
 from PIL import Image as Pillow
+from stores import store_of
 
 from ssl_med.cli import main
 from ssl_med.data.index import describe_layout, find_images
@@ -436,3 +438,65 @@ def test_a_flat_folder_of_many_dicom_files_is_one_group(tmp_path, monkeypatch):
     monkeypatch.setattr(expand, "GROUPED_TOGETHER", 2)
     saved_all(tmp_path, [dicom_slice(n, PIXELS[n]) for n in range(4)])
     assert [len(record.files) for record in find_images(tmp_path)] == [4]
+
+
+# --- the order of the file system
+
+
+def backwards(monkeypatch) -> None:
+    """File systems list a folder in any order; this one in another."""
+    walk, iterdir, glob = os.walk, Path.iterdir, Path.glob
+
+    def walked(*arguments, **options):
+        for place, below, names in walk(*arguments, **options):
+            below.reverse()
+            yield place, below, names[::-1]
+
+    monkeypatch.setattr(os, "walk", walked)
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(sorted(glob(path, pattern), reverse=True)))
+
+
+def classes(folder: Path) -> None:
+    pictures_in(folder, ("normal", "pneumonia"))
+
+
+def patients(folder: Path) -> None:
+    for name in ("A.Smith/s1", "A.Smith/s2", "B.Jones/s1"):
+        for number in range(3):
+            scan(folder / name / f"{number}.nii.gz", number)
+
+
+def dicom(folder: Path) -> None:
+    for name, series in (("a", "1.2.3"), ("b", "1.2.4")):
+        (folder / name).mkdir(parents=True)
+        saved_all(folder / name, [dicom_slice(level, PIXELS, SeriesInstanceUID=series) for level in range(4)])
+
+
+def channels(folder: Path) -> None:
+    """One image for training has a mask of its own name, the other has none: which of them settles the layout."""
+    for part in ("imagesTr", "imagesTs"):
+        for number in (0, 1):
+            scan(folder / part / f"case_000{number}.nii.gz", number)
+    scan(folder / "labelsTr" / "case_0000.nii.gz")
+
+
+@pytest.mark.parametrize("write", [classes, patients, dicom, channels])
+def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch, write):
+    write(tmp_path / "in")
+    expected, layout = list(find_images(tmp_path / "in")), describe_layout(tmp_path / "in")
+    backwards(monkeypatch)
+    assert list(find_images(tmp_path / "in")) == expected
+    assert len(expected) > 1
+    assert describe_layout(tmp_path / "in") == layout
+
+
+def test_a_store_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch):
+    patients(tmp_path / "in")
+    monkeypatch.setattr("ssl_med.data.journal.secrets.token_bytes", bytes)  # the same key for both
+    first = store_of(tmp_path / "in", tmp_path / "first")
+    backwards(monkeypatch)
+    second = store_of(tmp_path / "in", tmp_path / "second")
+    assert len(first) == 9
+    assert list(second.rows) == list(first.rows)
+    assert second.facts["fingerprint"] == first.facts["fingerprint"]

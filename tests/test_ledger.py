@@ -1,6 +1,9 @@
 """Images left out are counted over all processes of a run, and the limit is the same for each of them."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -38,6 +41,34 @@ def test_a_line_that_is_still_written_waits(tmp_path) -> None:
     path.write_text(whole + "\n")
     ledger.refresh()
     assert list(ledger.left_out) == ["a"]
+
+
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """No file grows beyond this size: a write that passes it is cut, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_its_own_lines_and_one_warning(tmp_path, caplog) -> None:
+    path = tmp_path / "ledger"
+    ledger, other = Ledger(path), Ledger(path)
+    ledger.note("a", "broken")
+    with little_room(path.stat().st_size + 9):
+        for image in ("b", "c"):
+            ledger.note(image, "broken")
+    assert list(ledger.left_out) == ["a", "b", "c"]  # this process knows nevertheless
+    ledger.note("d", "broken")
+    assert caplog.text.count("ledger cannot be written") == 1
+    other.refresh()
+    assert list(other.left_out) == list(images_left_out(path)) == ["a", "d"]
+    mark_start(path, 3)
+    other.refresh()
+    assert other.left_out == {}
 
 
 @pytest.fixture

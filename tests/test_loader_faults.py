@@ -5,16 +5,20 @@ import os
 import signal
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from jobs import code_of, command, losses, start
 from stores import store_of, volumes
 
+from ssl_med.cli import main
 from ssl_med.data.dataset import CropDataset
 from ssl_med.data.module import StoreData
 from ssl_med.data.store import Store
 from ssl_med.errors import UserError
+from ssl_med.launch.supervise import FINAL
 from ssl_med.learner import Learner
 from ssl_med.memory import out_of_memory
 
@@ -97,6 +101,42 @@ def test_a_killed_loader_process_ends_the_run_with_its_image(store, monkeypatch)
     assert f"while it read image {hung} (position 9)" in said
     assert str(store) not in said
     assert module.explain(RuntimeError("something else")) is None
+
+
+def killed_at_position_9() -> None:
+    """The loader process ends as if the system had killed it."""
+    region, training = CropDataset._region, os.getpid()
+
+    def killed(self, row, place):
+        if place == 9 and os.getpid() != training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return region(self, row, place)
+
+    CropDataset._region = killed
+
+
+def test_a_killed_loader_process_is_no_mistake_of_a_person(store, tmp_path):
+    """The exit code lets a supervisor start the job again, and it goes on without a saved step lost."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = command(store, run, 6, "--watch.checkpoint_steps", "1", "--data.prefetch", "1", "--data.batch_size", "4")
+    assert code_of(start([*words, "--data.num_workers", "1"], log, killed_at_position_9)) == 1
+    assert "loader process 1 of 1 was killed (SIGKILL" in log.read_text()
+    assert "Traceback" not in log.read_text().split("loader process")[-1]
+    assert 1 not in FINAL
+    assert main(words) == 0
+    assert sorted(losses(run)) == list(range(1, 7))
+
+
+@pytest.mark.parametrize(("free", "workers"), [(49151, 0), (49152, 2), (None, 2)])
+def test_small_shared_memory_means_no_loader_processes(store, monkeypatch, caplog, free, workers):
+    """4 samples of 8 ** 3 float32, in 3 batches for each of 2 processes."""
+    monkeypatch.setattr("ssl_med.data.module.free_shared_memory", lambda: free)
+    loader = data(store, 2).loader()
+    assert loader.num_workers == workers
+    assert caplog.text.count("no loader processes: ") == (workers == 0)
+    if not workers:
+        plain = batches(data(store), 2)
+        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(islice(loader, 2), plain, strict=True))
 
 
 def test_errors_of_reading_come_through(store, monkeypatch):

@@ -14,7 +14,9 @@ from ssl_med.errors import UserError
 from ssl_med.ops.patches import patchify, take, unpatchify
 from ssl_med.ops.random import sample_keys
 from ssl_med.tasks import MAE, MaskedConv, SimMIM
-from ssl_med.tasks.mae import Hidden, MAEDecoder, patch_moments
+from ssl_med.tasks.mae import Hidden, MAEDecoder
+from ssl_med.tasks.masked_modelling import patch_moments
+from ssl_med.tasks.saliency import Gradient, SaliencyProvider, StoredSaliency
 from ssl_med.transforms import SingleView
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -303,3 +305,49 @@ def test_verdict_names_a_prediction_that_is_worse_than_none(tiny_mae, make_batch
     task.after_step(0.6)
     assert "9.000" in task.verdict({"masked_error": 9.0, "blank_error": 1.0})
     assert task.verdict({"masked_error": 1.1, "blank_error": 1.0}) == ""
+
+
+@pytest.mark.parametrize("cls", [MAE, SimMIM, MaskedConv])
+def test_signs_stand_beside_those_of_predicting_nothing(cls: type) -> None:
+    """Shared by all three; images 0 to 3 are: constant, a pattern, and two of which the end is padding."""
+    task, batch = shared(cls)
+    signs = {name: float(value) for name, value in task.eval().vital_signs(batch).items()}
+    assert set(signs) == {"masked_error", "blank_error", "constant_patches"}
+    assert signs["masked_error"] == pytest.approx(task(batch, 0.0)["loss"].item(), rel=1e-6)
+    whole = {name: value for name, value in batch.items() if name != "valid"}
+    assert float(task.vital_signs(whole)["constant_patches"]) == 0.25  # the first of four images
+    if cls is not MAE:  # raw voxels: nothing is 0
+        hidden = task.hide(task.views(batch)[0])
+        where = (task._voxels(hidden, batch) > 0 if cls is SimMIM else hidden) & batch["valid"]
+        voxels = batch["image"][where]
+        expected = voxels.abs().mean() if cls is SimMIM else voxels.square().mean()
+        assert signs["blank_error"] == pytest.approx(float(expected), rel=1e-5)
+    task.after_step(0.6)
+    assert task.verdict(signs | {"masked_error": 1.2 * signs["blank_error"]}) == ""
+    assert "learner.lr" in task.verdict(signs | {"masked_error": 2.0 * signs["blank_error"]})
+
+
+def test_constant_maps_are_counted_and_hide_any_patch(tiny_mae, make_batch) -> None:
+    task, batch = tiny_mae(mask="saliency", saliency=StoredSaliency()), make_batch((16, 16))
+    batch["saliency"] = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert float(task(batch, 0.0)["degenerate_maps"]) == 0
+    batch["saliency"][1:] = 0.0
+    batch["saliency"][3] = 0.5
+    assert float(task(batch, 0.0)["degenerate_maps"]) == 3
+    assert "degenerate_maps" not in tiny_mae()(batch, 0.0)
+
+
+@pytest.mark.parametrize("saliency", [None, Gradient()], ids=["stored", "gradient"])
+def test_salient_patches_are_hidden_more_often(tiny_mae, make_batch, saliency: SaliencyProvider | None) -> None:
+    """Through the task: a map in which 4 of 16 patches weigh ten times as much, and an image with a dot in each."""
+    task, batch = tiny_mae(mask="saliency", saliency=saliency), make_batch((16, 16), 400)
+    salient = torch.zeros(16, dtype=torch.bool)
+    salient[[5, 6, 9, 10]] = True  # the middle of 4 x 4
+    middle = unpatchify(salient[None, :, None].float().expand(400, 16, 16), (4, 4), (4, 4))
+    batch["saliency"] = 0.1 + 0.9 * middle
+    inside = torch.tensor([False, True, True, False] * 4)  # the two middle voxels of each patch along an axis
+    batch["image"] = 0.02 * batch["image"] + middle * (inside[:, None] & inside)
+    hidden = task.hide(task.views(batch)[0])
+    times = torch.bincount(hidden.unseen.flatten(), minlength=16) / 400
+    assert times.sum() == pytest.approx(8)
+    assert times[salient].min() > 0.65 > times[~salient].max()

@@ -13,7 +13,9 @@ from torchvision.transforms import functional as vision
 from ssl_med.errors import UserError
 from ssl_med.ops.random import Draws, sample_keys
 from ssl_med.recipe import build, recipe
+from ssl_med.tasks import moco_v3, region, ssit
 from ssl_med.transforms import (
+    Affine,
     Brightness,
     ColourJitter,
     Flip,
@@ -23,12 +25,16 @@ from ssl_med.transforms import (
     HistogramShift,
     MultiCrop,
     OneOf,
+    RandomResizedCrop,
     Sharpen,
     Solarize,
+    SpatialTransform,
+    Transform,
     Views,
 )
 from ssl_med.transforms.boxes import Boxes, BoxLaw, axis_order, draw_boxes, draw_turns, read_boxes, through_plane
 from ssl_med.transforms.intensity_colour import turn_hue
+from ssl_med.transforms.multicrop import STYLES
 from ssl_med.types import Batch
 
 
@@ -148,6 +154,106 @@ def test_styles_by_channels_and_own_lists() -> None:
     own = colours(style="none", first=[Brightness((1.0, 1.0))], local=[Brightness((2.0, 2.0))])
     for number, added in ((0, 1.0), (1, 0.0), (2, 2.0), (9, 2.0)):
         torch.testing.assert_close(own[number]["image"], plain[number]["image"] + added)
+
+
+# ---- the published changes of grey values, as numbers
+
+
+def law(transform: Transform) -> tuple:
+    """Class, probability and settings of a change; of a choice, those of its members."""
+    own = [v for k, v in vars(transform).items() if not k.startswith("_") and k not in ("training", "probability")]
+    members = [law(one) for one in getattr(transform, "transforms", [])]
+    return (type(transform).__name__, transform.probability, *own, *members)
+
+
+def looks(transforms) -> list[tuple]:
+    """Of the changes of grey values in a chain."""
+    return [law(one) for one in transforms if not isinstance(one, SpatialTransform)]
+
+
+def of_kind(transforms, kind: type) -> Transform:
+    return next(one for one in transforms if isinstance(one, kind))
+
+
+JITTER, GREY = ("ColourJitter", 0.8, 0.4, 0.4, 0.2, 0.1), ("Grayscale", 0.2)
+SOLARISED = ("Solarize", 0.2, 0.5)
+
+
+def blurred(probability: float) -> tuple:
+    return ("GaussianBlur", probability, (0.1, 2.0))
+
+
+def edges(probability: float) -> tuple:
+    return ("OneOf", probability, ("GaussianBlur", 1.0, (0.5, 1.0)), ("Sharpen", 1.0, (0.5, 2.0), 1.0))
+
+
+def test_colour_style_is_dinos() -> None:
+    first, second, local = STYLES["colour"]()
+    assert looks(first) == [JITTER, GREY, blurred(1.0)]
+    assert looks(second) == [JITTER, GREY, blurred(0.1), SOLARISED]
+    assert looks(local) == [JITTER, GREY, blurred(0.5)]
+
+
+def test_grey_style_is_3dinos_but_for_the_noise() -> None:
+    """Gamma 0.5 to 2, noise or a shift of 10 points on 80 %; edges on all, a tenth, half; ringing on a fifth.
+
+    3DINO's noise has a standard deviation of 0.002, ours is uniform in 0 to 0.1, in units of the stored image, as
+    in all our views (docs/tasks/dino.md).
+    """
+    gamma = ("Gamma", 1.0, (-math.log(2.0), math.log(2.0)))
+    bend = ("OneOf", 0.8, gamma, ("GaussianNoise", 1.0, (0.0, 0.1)), ("HistogramShift", 1.0, 10))
+    first, second, local = STYLES["grey"]()
+    assert looks(first) == [bend, edges(1.0)]
+    assert looks(second) == [bend, edges(0.1), ("GibbsNoise", 0.2, (0.3, 0.7))]
+    assert looks(local) == [bend, ("GaussianBlur", 0.5, (0.5, 1.0))]
+
+
+def test_crops_are_dinos_and_3dinos() -> None:
+    large, small = MultiCrop().laws(2)
+    assert (large.scale, small.scale) == ((0.4, 1.0), (0.05, 0.4))
+    assert large.ratio == small.ratio == (3 / 4, 4 / 3)
+    large, small = MultiCrop().laws(3)
+    assert (large.scale, small.scale) == ((0.48, 1.0), (0.16, 0.48))
+    assert (large.through, small.through) == ((0.5, 1.0), (0.2, 0.5))
+    assert large.ratio == small.ratio == (0.9, 1 / 0.9)
+
+
+def test_views_of_ssit_are_the_papers() -> None:
+    views = ssit.default_views(2, 3)
+    assert looks(views.transforms) == [JITTER, GREY, blurred(1.0)]
+    assert looks(views.second) == [JITTER, GREY, blurred(0.1), SOLARISED]
+    for chain, scale in ((views.transforms, (0.08, 0.8)), (views.second, (0.8, 1.0))):
+        crop, turn, flip = (of_kind(chain, kind) for kind in (RandomResizedCrop, Affine, Flip))
+        assert (crop.scale, crop.ratio) == (scale, pytest.approx((3 / 4, 4 / 3), abs=1e-4))
+        assert (turn.rotation, turn.probability, turn.scale, turn.translation) == (180.0, 0.8, (1.0, 1.0), 0.0)
+        assert (flip.probability_per_axis, flip.axes) == (0.5, None)
+    volumes = ssit.default_views(3, 1)  # no colour, and no volume is scanned upside down
+    assert looks(volumes.transforms) == [blurred(1.0), ("GaussianNoise", 1.0, (0.0, 0.1))]
+    assert of_kind(volumes.transforms, Affine).rotation == 30.0
+
+
+def test_views_of_moco_v3_are_byols() -> None:
+    views = moco_v3.default_views(3, 2)
+    assert looks(views.transforms) == [JITTER, GREY, blurred(1.0)]
+    assert looks(views.second) == [JITTER, GREY, blurred(0.1), SOLARISED]
+    assert of_kind(views.transforms, RandomResizedCrop).scale == (0.08, 1.0)
+    noise = ("GaussianNoise", 1.0, (0.0, 0.1))
+    grey = moco_v3.default_views(1, 2)
+    assert (looks(grey.transforms), looks(grey.second)) == ([blurred(1.0), noise], [blurred(0.1), noise])
+
+
+def test_views_of_regions_are_ours_where_the_papers_do_not_fit() -> None:
+    """The paper: jitter 0.4, 0.4, 0.4, 0.1 on all, no blur, crops of 0.8 to 1.2 at a ratio of 0.8 to 1.2.
+
+    Here the colour is that of all other tasks, half are blurred, and a crop shows no more than there is
+    (docs/tasks/region.md). Greyscale, turns and shifts are the paper's.
+    """
+    chain = region.default_views(3, 2).transforms
+    assert looks(chain) == [JITTER, GREY, blurred(0.5)]
+    crop, turn, flip = (of_kind(chain, kind) for kind in (RandomResizedCrop, Affine, Flip))
+    assert (crop.scale, crop.ratio) == ((0.8, 1.0), (0.8, 1.25))
+    assert (turn.rotation, turn.translation, turn.scale) == (180.0, 0.2, (1.0, 1.0))
+    assert flip.probability_per_axis == 0.5
 
 
 def test_ct_style_keeps_the_mean_of_a_region() -> None:

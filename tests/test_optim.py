@@ -1,3 +1,6 @@
+import json
+import math
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -5,9 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from ssl_med.callbacks.journal import JsonLines
 from ssl_med.learner import Learner
 from ssl_med.optim import adamw, parameter_groups
-from ssl_med.tasks import VICReg
+from ssl_med.tasks import Task, VICReg
 
 
 def setting(groups: list[dict], parameter: nn.Parameter) -> tuple[float, float]:
@@ -91,3 +95,97 @@ def test_fused_adamw_makes_the_step_of_plain_adamw() -> None:
             optimiser.step()
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+# ---- a training
+
+
+class Slopes(Task):
+    """Two matrices and a vector whose gradients are known: 3 and 0.03 in four numbers each, 0.1 in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steep, self.flat = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+        self.vector = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch: dict, progress: float) -> dict:
+        """A plane."""
+        return {"loss": 3.0 * self.steep.sum() + 0.03 * self.flat.sum() + 0.1 * self.vector.sum()}
+
+
+class Look(pl.Callback):
+    """What every step has left in the optimiser and in the gradients."""
+
+    def __init__(self) -> None:
+        self.decay: list[list[float]] = []
+        self.norms: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Learner, *args: object) -> None:
+        """After a step."""
+        self.decay.append([group["weight_decay"] for group in trainer.optimizers[0].param_groups])
+        self.norms.append({name: float(p.grad.norm()) for name, p in pl_module.task.named_parameters()})
+
+
+def run(folder: Path, steps: int, log_every: int = 1, **settings: object) -> tuple[Look, list[dict]]:
+    """Train the plane; what was seen, and the lines of the log."""
+    look = Look()
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=[look],
+        logger=JsonLines(folder),
+        log_every_n_steps=log_every,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = torch.utils.data.DataLoader([{"image": torch.zeros(1)} for _ in range(steps)], batch_size=1)
+    trainer.fit(Learner(Slopes(), **settings), batches)
+    return look, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+WHOLE = math.sqrt(4 * 3.0**2 + 4 * 0.03**2 + 0.1**2)
+"""Norm of all gradients of the plane together."""
+
+
+def quiet(test):
+    """Advice of Lightning that does not apply; ``fit`` silences the same."""
+    for text in (".*does not have many workers", ".*isinstance.treespec"):
+        test = pytest.mark.filterwarnings(f"ignore:{text}")(test)
+    return test
+
+
+@quiet
+@pytest.mark.parametrize("settings", [{}, {"clip": 1.0}, {"clip": 1.0, "clip_each": True}], ids=str)
+def test_the_gradient_norm_is_in_every_line_of_the_log(tmp_path: Path, settings: dict) -> None:
+    _, lines = run(tmp_path, 4, 2, **settings)
+    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["grad_norm"] for line in lines] == pytest.approx([WHOLE] * 2)  # before clipping
+
+
+@quiet
+def test_without_clipping_gradients_stay_and_unwritten_steps_take_no_norm(tmp_path: Path, monkeypatch) -> None:
+    taken: list[int] = []
+    norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda *args: (taken.append(1), norm(*args))[1])
+    look, _ = run(tmp_path, 6, 3)
+    assert len(taken) == 2
+    assert look.norms[-1] == pytest.approx({"steep": 6.0, "flat": 0.06, "vector": 0.1})
+
+
+@quiet
+def test_dino_clips_tensors_apart_and_its_decay_rises(tmp_path: Path) -> None:
+    look, _ = run(tmp_path, 8, clip=3.0, clip_each=True, weight_decay=0.04, weight_decay_end=0.4)
+    for step in (0, 2, 4, 6, 7):
+        expected = 0.4 - 0.36 * (1 + math.cos(math.pi * step / 8)) / 2
+        assert look.decay[step] == pytest.approx([expected, 0.0], abs=1e-7)  # matrices; the vector has none
+    assert look.norms[-1] == pytest.approx({"steep": 3.0, "flat": 0.06, "vector": 0.1}, rel=1e-5)
+
+
+@quiet
+def test_clipping_together_shrinks_all(tmp_path: Path) -> None:
+    look, _ = run(tmp_path, 1, clip=3.0, weight_decay=0.04)
+    shares = {name: norm * 3.0 / WHOLE for name, norm in {"steep": 6.0, "flat": 0.06, "vector": 0.1}.items()}
+    assert look.norms[-1] == pytest.approx(shares, rel=1e-5)
+    assert look.decay[-1] == [0.04, 0.0]

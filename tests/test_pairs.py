@@ -47,9 +47,10 @@ def test_a_killed_process_ends_the_other_and_the_job_goes_on(store: Path, tmp_pa
     assert all(after[step] == loss for step, loss in before.items() if step in after)
 
 
-def test_a_process_that_hangs_is_noticed_with_stacks(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", ["step_timeout", "collective_timeout"])
+def test_a_process_that_hangs_is_noticed_with_stacks(store: Path, tmp_path: Path, limit: str) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    ranks = start_ranks(command(store, run, STEPS, *SAVES, "--watch.step_timeout", "3"), log)
+    ranks = start_ranks(command(store, run, STEPS, *SAVES, f"--watch.{limit}", "3"), log)
     wait_for_step(run, 3, ranks[0])
     os.kill(ranks[1], signal.SIGSTOP)
     began = time.monotonic()
@@ -61,4 +62,6 @@ def test_a_process_that_hangs_is_noticed_with_stacks(store: Path, tmp_path: Path
     assert code_of(ranks[1]) == -signal.SIGKILL
     stacks = (run / "stacks-rank=0.txt").read_text()
     assert "all_reduce" in stacks or "backward" in stacks
+    if limit == "collective_timeout":  # nothing but the collective itself ends the process, with an error of its own
+        assert "imed out" in log.read_text()
     assert saved_step(run) >= 2

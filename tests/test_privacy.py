@@ -2,12 +2,14 @@
 
 import gzip
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from stores import volume
 
@@ -45,6 +47,12 @@ HEADER = {
     "db_name": b"MontreuilDB",
     "aux_file": b"Gavroche",
 }
+EXTENSIONS = {
+    "dicom": "Enjolras^Marius",
+    "afni": "<AFNI_atr>Champmathieu</AFNI_atr>",
+    "comment": "seen by Montparnasse",
+}
+"""What a NIfTI file carries behind its header, by ecode: 2, 4 and 6."""
 
 
 def slices(folder: Path, number: int) -> list[str]:
@@ -80,7 +88,18 @@ def nifti(path: Path, number: int) -> None:
     image = nibabel.Nifti1Image(volume(number)[0], np.diag([1, 1.5, 2, 1]))
     for field, text in HEADER.items():
         image.header[field] = text
+    for code, text in EXTENSIONS.items():
+        kind = nibabel.nifti1.Nifti1Extension
+        image.header.extensions.append(kind(code, dicom_bytes(text) if code == "dicom" else text.encode()))
     nibabel.save(image, path)
+
+
+def dicom_bytes(name: str) -> bytes:
+    """A header of DICOM as an extension holds it."""
+    stream, header = BytesIO(), Dataset()
+    header.PatientName = name
+    dcmwrite(stream, header, implicit_vr=True, little_endian=True, force_encoding=True)
+    return stream.getvalue()
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:
@@ -107,9 +126,17 @@ def unpacked(content: bytes) -> list[bytes]:
 
 
 def secrets_of(uids: list[str]) -> list[bytes]:
-    words = [*TAGS.values(), *NAMES, *(text.decode() for text in HEADER.values()), *uids]
+    words = [*TAGS.values(), *NAMES, *(text.decode() for text in HEADER.values()), *EXTENSIONS.values(), *uids]
+    words += ["Champmathieu", "Montparnasse"]
     parts = [part for word in words for part in word.replace("_", "^").split("^") if len(part) > 4]
     return [word.encode() for word in {*words, *parts, "Quasimodo_", "scans_of_patients"}]
+
+
+def test_the_scans_hold_what_is_searched_for(tmp_path):
+    nifti(tmp_path / "x" / "scan.nii.gz", 1)
+    content = gzip.decompress((tmp_path / "x" / "scan.nii.gz").read_bytes())
+    words = [*(text.decode() for text in HEADER.values()), *EXTENSIONS.values()]
+    assert [word for word in words if word.encode() not in content] == []
 
 
 def leaks(folder: Path, secrets: list[bytes]) -> list[tuple[str, bytes]]:

@@ -180,6 +180,41 @@ def test_a_detectors_boxes() -> None:
     assert boxes.upper[0].tolist() == [9, 9]
 
 
+def test_boxes_of_torchvisions_faster_rcnn() -> None:
+    """With random weights: what counts is that its boxes arrive as it says, in the order (y, x), rounded outwards."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    torch.manual_seed(0)
+    small = {"min_size": 64, "max_size": 64, "box_score_thresh": 0.0, "box_detections_per_img": 5}
+    detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, **small)
+    image = torch.rand(2, 3, 64, 64)
+    provider = DetectorBoxes(detector, score=0.0, least=1).train()
+    boxes = provider({"image": image}, (64, 64), draws(2))
+    assert not any(p.requires_grad for p in detector.parameters())
+    assert boxes.found.all()
+    with torch.no_grad():
+        said = [one["boxes"] for one in detector.eval()(list(image))]
+    for row, corners in enumerate(said):
+        wanted = torch.cat([corners[:, [1, 0]].floor(), corners[:, [3, 2]].ceil()], 1).tolist()
+        assert [*boxes.lower[row].tolist(), *boxes.upper[row].tolist()] in wanted
+
+
+class FixedVolumeDetector(nn.Module):
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        boxes = torch.tensor([[2.6, 5.0, 8.2, 7.4, 9.0, 11.5]])  # x, y, z of the first corner, then of the last
+        assert all(image.shape == (1, 12, 16, 20) for image in images)
+        return [{"boxes": boxes, "scores": torch.tensor([float(image.max())])} for image in images]
+
+
+def test_a_detectors_boxes_in_volumes() -> None:
+    image = torch.zeros(3, 1, 12, 16, 20)
+    image[0], image[1] = 1.0, 0.5
+    boxes = DetectorBoxes(FixedVolumeDetector(), score=0.8)({"image": image}, (12, 12, 12), draws(3))
+    assert boxes.found.tolist() == [True, False, False]
+    assert boxes.lower[0].tolist() == [8, 5, 2]  # (z, y, x)
+    assert boxes.upper[0].tolist() == [12, 9, 8]
+
+
 @pytest.fixture
 def tiny_region(tiny_vit: Callable) -> Callable:
     def make(spatial_dims: int = 2, **changes: object) -> RegionContrast:

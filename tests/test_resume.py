@@ -112,6 +112,17 @@ def test_killed_and_repeated_equals_uninterrupted(store, tmp_path, case, capsys)
     assert len(list((killed / "checkpoints").glob("step=*.ckpt"))) == 2
 
 
+def test_loader_processes_change_no_bit(store, tmp_path):
+    runs = {case: tmp_path / case for case in ("one process", "two loader processes")}
+    for case, run in runs.items():
+        assert main([*command(store, run, case), "--trainer.max_steps", "8"]) == 0
+    first, second = runs.values()
+    assert sorted(losses(first)) == list(range(1, 9))
+    assert losses(first) == losses(second)
+    states = [torch.load(run / "checkpoints" / "step=0000008.ckpt", weights_only=True) for run in runs.values()]
+    assert all(same(states[0][part], states[1][part]) for part in ("state_dict", "optimizer_states"))
+
+
 def plain(value) -> bool:
     if isinstance(value, dict):
         return all(plain(k) and plain(v) for k, v in value.items())

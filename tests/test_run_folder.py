@@ -1,5 +1,6 @@
 """A run's folder is begun, resumed or refused, and never mixed up with anything else."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ssl_med import run_folder
+from ssl_med.callbacks.settings import Watching
 from ssl_med.errors import UserError
 from ssl_med.run_folder import RunFolder, is_finished
 
@@ -86,6 +89,25 @@ def test_what_changes_nothing_may_differ(tmp_path):
     config = {**CONFIG, "data": data, "trainer": trainer, "watch": {"probes": 9, "online": True}}
     assert opened(tmp_path / "run", config).resumes
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    "setting", [("skip_spikes", True), ("spike", 4.0), ("skip_patience", 3), ("patience", 2), ("validate", 9)]
+)
+def test_what_skips_steps_chooses_weights_or_ends_a_run_may_not_differ(tmp_path, setting):
+    begun(tmp_path / "run")
+    name, value = setting
+    config = {**CONFIG, "watch": {"probes": 1, name: value}}
+    with pytest.raises(UserError, match=rf"watch\.{name}: None -> {value}.*--resume force"):
+        opened(tmp_path / "run", config)
+    assert opened(tmp_path / "run", config, resume="force").resumes
+
+
+def test_how_a_run_is_watched_is_known_for_every_setting():
+    """A new setting is refused on a resume until somebody says that it changes nothing."""
+    computes = {"skip_spikes", "spike", "skip_patience", "patience", "validate"}
+    names = {field.name for field in dataclasses.fields(Watching)}
+    assert {name for name in names if not f"watch.{name}".startswith(run_folder._SAFE)} == computes
 
 
 def test_a_finished_run_is_refused(tmp_path):
@@ -217,6 +239,19 @@ def test_other_versions_are_refused_and_patches_are_not(tmp_path, monkeypatch):
     assert opened(tmp_path / "run").resumes
     monkeypatch.setattr("ssl_med.run_folder.versions", lambda: {"torch": "2.11.0", "numpy": "2.1.0"})
     with pytest.raises(UserError, match=r"torch: '2.10' -> '2.11'.*--resume force"):
+        opened(tmp_path / "run")
+    assert opened(tmp_path / "run", resume="force").resumes
+
+
+def test_another_version_of_this_library_is_refused_and_a_run_that_does_not_say_is_not(tmp_path, monkeypatch):
+    begun(tmp_path / "run")
+    for noted in ({}, {"numpy": run_folder.versions()["numpy"]}, run_folder.versions()):
+        folder = RunFolder(tmp_path / "run", CONFIG)
+        folder.write_state(versions=noted)
+        folder.close()
+    assert opened(tmp_path / "run").resumes
+    monkeypatch.setattr("ssl_med.run_folder.__version__", "99.1.0")
+    with pytest.raises(UserError, match=r"ssl-med: '\d+\.\d+' -> '99\.1'.*--resume force"):
         opened(tmp_path / "run")
     assert opened(tmp_path / "run", resume="force").resumes
 

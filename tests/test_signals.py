@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 from jobs import code_of, command, losses, start, start_ranks, state_of, wait_for_step
 from stores import store_of, volumes
 
 from ssl_med.callbacks import newest_whole
-from ssl_med.callbacks.signals import Agreement, Signals
+from ssl_med.callbacks.signals import Agreement, Signals, leave_together, requeue
 from ssl_med.cli import main
 
 STEPS = 14
@@ -32,11 +33,11 @@ def whole(store, tmp_path_factory) -> dict[int, float]:
     return losses(run)
 
 
-def scontrol(folder: Path) -> dict[str, str]:
-    """A program of that name on the path, which notes what it was asked for."""
+def scontrol(folder: Path, then: str = "") -> dict[str, str]:
+    """A program of that name on the path, which notes what it was asked for, and what it does after that."""
     program = folder / "bin" / "scontrol"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\n{then}\n')
     program.chmod(0o755)
     return {"PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "bash"}
 
@@ -92,6 +93,44 @@ def test_sigterm_does_not_requeue(store, tmp_path):
     os.kill(child, signal.SIGTERM)
     assert code_of(child) == 143
     assert not (tmp_path / "asked").exists()
+
+
+@pytest.fixture
+def on_slurm(tmp_path, monkeypatch):
+    """This process is a job of SLURM."""
+
+    def begin(then: str = "", **names: str) -> None:
+        for name, value in {**scontrol(tmp_path, then), **names}.items():
+            monkeypatch.setenv(name, value)
+
+    return begin
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_a_job_that_did_no_step_is_not_requeued(tmp_path, on_slurm, caplog, worked):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    on_slurm()  # after the trainer, which would look for the rest of a cluster
+    leave_together(trainer, signal.SIGUSR1, worked)
+    assert (tmp_path / "asked").exists() == worked
+    assert ("not requeued: no step was done" in caplog.text) != worked
+
+
+def test_a_task_of_an_array_is_requeued_alone(tmp_path, on_slurm):
+    on_slurm(SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="3")
+    requeue()
+    assert (tmp_path / "asked").read_text() == "requeue 12_3\n"
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["refused", "not on the path"])
+def test_a_requeue_that_fails_is_told_and_nothing_else(tmp_path, on_slurm, caplog, monkeypatch, missing):
+    on_slurm('echo "slurm_update error: Access denied" >&2; exit 1')
+    if missing:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    requeue()
+    assert (tmp_path / "asked").exists() != missing
+    assert "job 4711 is not requeued (" in caplog.text
+    assert "submit it again to go on" in caplog.text
+    assert ("Access denied" in caplog.text) != missing
 
 
 def slow_saves() -> None:

@@ -121,6 +121,24 @@ def test_constant_maps_are_counted_and_not_segmented(tiny_ssit: Callable, make_b
     assert torch.isfinite(nothing["loss"])
 
 
+def test_signs_hold_the_segmentation_beside_its_chance(tiny_ssit: Callable, make_batch: Callable, space) -> None:
+    task, batch = tiny_ssit(len(space)).eval(), make_batch(space)
+    with torch.no_grad():
+        signs, losses = task.vital_signs(batch), task(batch, 0.0)
+        assert torch.equal(signs["segmentation"], losses["segmentation"])
+        assert float(signs["segmentation_chance"]) == pytest.approx(2 * math.log(2))
+        for value in task.segment.parameters():
+            value.zero_()
+        blank = {name: float(value) for name, value in task.vital_signs(batch).items()}
+    assert blank["segmentation"] == pytest.approx(blank["segmentation_chance"])
+    late = {**blank, "feature_spread": 1.0, "contrast": 0.5 * blank["contrast_chance"], "progress": 0.6}
+    assert "saliency is not predicted: the segmentation is 1.39" in task.verdict(late)
+    assert task.verdict({**late, "progress": 0.4}) == task.verdict({**late, "segmentation": 0.9}) == ""
+    control = tiny_ssit(len(space), segmentation_weight=0.0).eval()
+    assert "segmentation" not in control.vital_signs(batch)
+    assert control.verdict({**late, "segmentation": 9.0}) == ""
+
+
 def test_the_map_moves_with_its_view(tiny_ssit: Callable, make_batch: Callable) -> None:
     task, batch = tiny_ssit(saliency=Foreground()), make_batch((32, 32))
     batch["image"] = batch["mask"].float()

@@ -1,6 +1,7 @@
 """The whole job through the command line, as a person does it, with a fact asserted after every step."""
 
 import json
+import socket
 from pathlib import Path
 
 import nibabel
@@ -14,11 +15,50 @@ from ssl_med.callbacks.checkpoint_io import is_whole
 from ssl_med.cli import main
 from ssl_med.data.store import Store
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:y_pred contains classes"),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:No positive samples|No negative samples"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No way out of this machine; who tries is told off, and the test fails even if nobody minds."""
+    tried, connect, look_up = [], socket.socket.connect, socket.getaddrinfo
+
+    def refused(host: object) -> None:
+        tried.append(host)
+        raise OSError(f"there is no network here: {host}")
+
+    def inside(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in LOOPBACK:
+            refused(address)
+        return connect(self, address)
+
+    def known(host, *arguments, **options):
+        if host not in LOOPBACK:
+            refused(host)
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", inside)
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    yield tried
+    assert tried == []
+
+
+def test_the_way_out_is_closed(alone):
+    with socket.socket() as here, socket.socket() as there:
+        here.bind(("127.0.0.1", 0))
+        here.listen()
+        there.connect(here.getsockname())
+    with pytest.raises(OSError, match="no network here"), socket.socket() as out:
+        out.connect(("192.0.2.1", 80))
+    with pytest.raises(OSError, match="no network here"):
+        socket.create_connection(("example.org", 80))
+    assert alone == [("192.0.2.1", 80), "example.org"]
+    alone.clear()
 
 
 def run(*arguments: object) -> None:

@@ -2,13 +2,15 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ssl_med.callbacks.checkpoint_io import hashes_of, seal_folder
+from ssl_med.callbacks.checkpoint_io import check_room, hashes_of, seal_folder, size_of
 from ssl_med.callbacks.saving import Saving
 from ssl_med.callbacks.signals import Agreement, Signals
 from ssl_med.errors import UserError
@@ -70,7 +72,7 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         path = Path(trainer.default_root_dir) / "checkpoints" / f"step={trainer.global_step:07d}.ckpt"
-        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+        if in_parts(trainer):
             self._save_folder(trainer, path)
         else:
             trainer.save_checkpoint(path)
@@ -78,32 +80,62 @@ class Checkpoints(pl.Callback):
 
     def _save_folder(self, trainer: pl.Trainer, path: Path) -> None:
         """Every process writes its part and hashes it; the first one gives the whole its name."""
-        temporary, saving = path.with_name(f".{path.name}.tmp"), _saving(trainer)
+        temporary = path.with_name(f".{path.name}.tmp")
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
         trainer.strategy.barrier("clean")
-        failure: BaseException | None = None
-        part: dict[str, str] = {}
-        try:
+        failures: list[BaseException] = []
+        state: dict[str, Any] = {}
+        hashes: dict[str, str] = {}
+        with _noted(failures):
+            temporary.mkdir(parents=True, exist_ok=True)
             state = trainer._checkpoint_connector.dump_checkpoint(False)
-            trainer.strategy.save_checkpoint(
-                state, temporary
-            )  # the trainer's own ends in a barrier that a failure skips
-            part = hashes_of(temporary, f"__{trainer.global_rank}_")
-            if trainer.is_global_zero:
-                part |= hashes_of(temporary, ".metadata") | hashes_of(temporary, "meta.pt")
-        except (OSError, RuntimeError, CheckpointException) as error:  # told to the others, who may have written theirs
-            failure = error
-        failed = self._together.most(int(failure is not None))[0]
-        hashes = self._together.collect(part)
-        if not trainer.is_global_zero:
-            return
-        if failed:
-            shutil.rmtree(temporary, ignore_errors=True)
-            saving.failed(path, failure or OSError("another process could not write its part"))
-        else:
+            check_room(temporary, size_of(state))
+        if not self._together.most(len(failures))[0]:  # to write is done together: one that fails before joins nobody
+            with _noted(failures):
+                hashes = _write_part(trainer, state, temporary)
+        failed = self._together.most(len(failures))[0]
+        hashes = self._together.collect(hashes)
+        if trainer.is_global_zero:
+            if failed and not failures:
+                failures.append(OSError("another process could not write its part"))
+            _conclude(_saving(trainer), temporary, path, hashes, failures)
+
+
+def in_parts(trainer: pl.Trainer) -> bool:
+    """Each process writes its part of a checkpoint, which is a folder; the parts are not put together."""
+    return getattr(trainer.strategy, "_save_distributed_checkpoint", False)
+
+
+@contextmanager
+def _noted(failures: list[BaseException]) -> Iterator[None]:
+    """What a disk does to a save is noted, not raised: the others would wait for this process for ever."""
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:
+        failures.append(error)
+
+
+def _write_part(trainer: pl.Trainer, state: dict[str, Any], temporary: Path) -> dict[str, str]:
+    """Write what this process holds; the hashes of its files."""
+    trainer.strategy.save_checkpoint(state, temporary)  # the trainer's own ends in a barrier that a failure skips
+    hashes = hashes_of(temporary, f"__{trainer.global_rank}_")
+    if trainer.is_global_zero:
+        hashes |= hashes_of(temporary, ".metadata") | hashes_of(temporary, "meta.pt")
+    return hashes
+
+
+def _conclude(
+    saving: Saving, temporary: Path, path: Path, hashes: dict[str, str], failures: list[BaseException]
+) -> None:
+    """Give what has been written its name, or take it away and say why."""
+    if not failures:
+        with _noted(failures):
             seal_folder(temporary, path, hashes)
             saving.saved(path)
+    if failures:
+        shutil.rmtree(temporary, ignore_errors=True)
+        saving.failed(path, failures[0])
 
 
 def _saving(trainer: pl.Trainer) -> Saving:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ssl_med.errors import UserError
 
@@ -21,6 +22,8 @@ SEAL = "hashes.json"
 
 class AtomicCheckpointIO(CheckpointIO):
     """Write beside the target, flush to disk, record the hash, rename; the file that was there stays until then.
+
+    A name that is overwritten is whole at any moment: while it changes, its record holds the old hash and the new one.
 
     Lightning stages in the system's temporary folder and moves from there, which on another file system is a plain copy
     that a kill leaves truncated.
@@ -41,11 +44,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _hash_file(path).write_text(sha256_of(temporary))
-            temporary.replace(path)
+            _take_name(temporary, path, sha256_of(temporary))
         finally:
             temporary.unlink(missing_ok=True)  # there only if the save failed
-        _sync_folder(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load tensors and plain values only, never objects; the hash is compared first.
@@ -73,8 +74,17 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def size_of(state: Any) -> int:
-    """Bytes of the tensors in nested dictionaries and lists; memory that several share counts once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(state)}.values())
+    """Bytes of the tensors in nested dictionaries and lists; memory that several share counts once.
+
+    A sharded tensor counts with the shards of all processes, which go into the same folder.
+    """
+    sizes = {}
+    for tensor in _tensors(state):
+        if isinstance(tensor, DTensor):
+            sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+        else:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(sizes.values())
 
 
 def _tensors(state: Any) -> Iterable[Tensor]:
@@ -130,13 +140,35 @@ def point_to(path: Path) -> None:
     temporary.unlink(missing_ok=True)
     if path.is_dir():
         temporary.symlink_to(path.name, target_is_directory=True)
-    else:
-        shutil.copyfile(_hash_file(path), _hash_file(last))
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-    temporary.replace(last)
+        temporary.replace(last)
+        return
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+        _sync(temporary)
+    _take_name(temporary, last, _hash_file(path).read_text().split()[-1])
+
+
+def _take_name(temporary: Path, path: Path, digest: str) -> None:
+    """Give a file its name; until it has it the record also holds the hash of the file that had the name before."""
+    record = _hash_file(path)
+    before = record.read_text().split() if record.is_file() else []
+    _write_record(record, [*before, digest])
+    temporary.replace(path)
+    _sync_folder(path.parent)
+    if before:
+        _write_record(record, [digest])
+
+
+def _write_record(record: Path, digests: list[str]) -> None:
+    temporary = record.with_name(f".{record.name}.tmp")
+    with temporary.open("w") as file:
+        file.write("\n".join(digests))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(record)
+    _sync_folder(record.parent)
 
 
 def keep_newest(folder: Path, count: int) -> None:
@@ -173,7 +205,7 @@ def is_whole(path: Path) -> bool:
     try:
         if path.is_dir():
             return json.loads((path / SEAL).read_text()) == _present(path)
-        return _hash_file(path).read_text() == sha256_of(path)
+        return sha256_of(path) in _hash_file(path).read_text().split()
     except FileNotFoundError:
         return False
 

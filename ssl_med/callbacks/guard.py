@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,6 +51,7 @@ class Guard(pl.Callback):
         self.history: list[float] = []
         self._parts: list[tuple[Batch, Tensor]] = []
         self._before: dict[str, Tensor] = {}
+        self._told = False
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps are judged by, so that a resumed run judges them alike."""
@@ -153,27 +155,42 @@ class Guard(pl.Callback):
             )
 
     def _save(self, trainer: pl.Trainer, pl_module: Any, step: int, everything: bool) -> None:
-        """Write the parts whose own loss is not finite, or all where no loss says which it was."""
-        bad = [i for i, (_, loss) in enumerate(self._parts) if everything or not loss.isfinite()]
-        if not bad:
-            return
-        folder = Path(trainer.default_root_dir) / "faults"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for part in bad:
-            facts = {"step": step, "part": part, "progress": pl_module.progress, "rank": trainer.global_rank}
+        """Write the parts whose own loss is not finite, or all where no loss says which it was.
+
+        Where that fails it is told once: the other processes go on and would wait for this one for ever.
+        """
+        folder, rank = Path(trainer.default_root_dir) / "faults", trainer.global_rank
+        for part, (batch, loss) in enumerate(self._parts):
+            if loss.isfinite() and not everything:
+                continue
+            facts = {"step": step, "part": part, "progress": pl_module.progress, "rank": rank}
             facts["seed"] = pl_module.part_seed(part)
-            save_batch(
-                folder / f"step={step:07d}_part={part}_rank={trainer.global_rank}.safetensors",
-                self._parts[part][0],
-                facts,
-            )
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                save_batch(folder / f"step={step:07d}_part={part}_rank={rank}.safetensors", batch, facts)
+            except (OSError, SafetensorError) as error:
+                self._tell(step, error)
+
+    def _tell(self, step: int, error: Exception) -> None:
+        if not self._told:
+            reason = getattr(error, "strerror", None) or error
+            LOG.warning("the batch of step %d is not kept for a replay (%s); the run goes on", step, reason)
+        self._told = True
 
 
 def save_batch(path: Path, batch: Batch, facts: dict[str, Any]) -> None:
-    """Write a batch as tensors, with its keyed ids and ``facts`` as text; only its owner may read it."""
+    """Write a batch as tensors, with its keyed ids and ``facts`` as text; only its owner may read it.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; nothing is left of it.
+    """
     values: dict[str, Any] = dict(batch)
     tensors = {name: v.detach().cpu().contiguous() for name, v in values.items() if isinstance(v, Tensor)}
     ids: Sequence[str] = batch.get("id", [])
     path.touch(mode=0o600)
-    save_file(tensors, path, {"facts": json.dumps(facts), "ids": json.dumps(list(ids))})
-    path.chmod(0o600)
+    try:
+        save_file(tensors, path, {"facts": json.dumps(facts), "ids": json.dumps(list(ids))})
+        path.chmod(0o600)
+    except (OSError, SafetensorError):
+        path.unlink(missing_ok=True)  # half a batch is none
+        raise

@@ -32,7 +32,8 @@ class Watching:
         checkpoint_async: write checkpoints beside the steps, from a copy of the state in the memory of the CPU.
         step_timeout: seconds after which a step that has not ended ends the process, with the stacks of all threads in
             the run's folder; looks at the run count as part of a step. None to wait for ever.
-        collective_timeout: seconds that a process waits for the others; None for torch's own (30 minutes; NCCL 10).
+        collective_timeout: seconds that a process waits for the others; None for torch's own (30 minutes; NCCL 10). The
+            stacks of all threads are written before it is over.
         skip_patience: steps in a row that may be skipped, as a loss or a gradient is not finite, before the run ends.
         spike: spreads above the running median from which a loss is told to leap; 0 for never.
         skip_spikes: skip such steps like those that are not finite.
@@ -61,7 +62,8 @@ class Watching:
         choose = Validate(self.validate, self.patience)
         looks = [choose] if kind == "finetune" else [Health(self.health), Probes(self.probes)]
         saves = Checkpoints(self.checkpoint_minutes, self.checkpoint_steps, signals=signals)
-        dogs = [Watchdog(self.step_timeout)] if self.step_timeout else []
+        watched = self.step_timeout or self.collective_timeout
+        dogs = [Watchdog(self.step_timeout, self.collective_timeout)] if watched else []
         guard = Guard(self.skip_patience, self.spike, self.skip_spikes)
         return [Progress(), guard, *looks, Pictures(self.pictures), Waiting(), saves, *dogs]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ssl_med.callbacks.checkpoint import in_parts
 from ssl_med.callbacks.checkpoint_io import is_whole
 from ssl_med.callbacks.watch import Watch
 from ssl_med.data.module import StoreData
@@ -75,7 +76,7 @@ class Validate(Watch):
         """Keep the weights of the best score; every process learns what the first one found."""
         self._best, self._step, improved = trainer.strategy.broadcast((self._best, self._step, self._improved))
         self._improved, self._worse = False, 0 if improved else self._worse + 1
-        if improved and not _in_parts(trainer):
+        if improved and not in_parts(trainer):
             trainer.save_checkpoint(self._path(trainer))
         if self.ended and trainer.global_step < trainer.max_steps:
             LOG.info("step %d: %d looks without a better score, the run ends here", trainer.global_step, self._worse)
@@ -85,21 +86,31 @@ class Validate(Watch):
         """Put the best weights back, once the last checkpoint has been written."""
         if self._step < 0 or (trainer.global_step < trainer.max_steps and not self.ended):
             return
-        if self._step != trainer.global_step:
-            path = self._path(trainer)
-            if _in_parts(trainer) or not is_whole(path):
-                LOG.warning("the last weights are kept: those of step %d, better on validation, are lost", self._step)
-                return
-            pl_module.load_state_dict(trainer.strategy.checkpoint_io.load_checkpoint(path)["state_dict"])
-        LOG.info("kept are the weights of step %d, the best on validation: %.4f", self._step, self._best)
+        if self._step == trainer.global_step:
+            LOG.info("kept are the weights of step %d, the best on validation: %.4f", self._step, self._best)
+            return
+        path = self._path(trainer)
+        if in_parts(trainer) or not is_whole(path):
+            LOG.warning("the last weights are kept: those of step %d, better on validation, are lost", self._step)
+            return
+        saved = trainer.strategy.checkpoint_io.load_checkpoint(path)
+        pl_module.load_state_dict(saved["state_dict"])
+        self._tell(saved["global_step"])
+
+    def _tell(self, step: int) -> None:
+        """Say which weights the run ends with: a save that failed leaves those of an earlier best look."""
+        if step == self._step:
+            LOG.info("kept are the weights of step %d, the best on validation: %.4f", step, self._best)
+            return
+        LOG.warning(
+            "kept are the weights of step %d: those of step %d, the best on validation (%.4f), could not be saved",
+            step,
+            self._step,
+            self._best,
+        )
 
     def _path(self, trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / BEST
-
-
-def _in_parts(trainer: pl.Trainer) -> bool:
-    """Each process holds a part of the weights, which are not put together for this."""
-    return getattr(trainer.strategy, "_save_distributed_checkpoint", False)
 
 
 def has_validation(data: StoreData) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_med.backbones import Backbone
 from ssl_med.backbones.shared_vit import of_rank
+from ssl_med.callbacks.checkpoint import in_parts
 from ssl_med.data.module import StoreData
 from ssl_med.data.record import BURNED_IN
 from ssl_med.errors import UserError
@@ -198,7 +199,7 @@ class Pictures(Watch):
 class Probes(Watch):
     """kNN and linear scores on the (first) store's labels, beside those of the same backbone with random weights.
 
-    The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``.
+    The state with the best kNN score so far stays as ``checkpoints/best-knn.ckpt``, but not that of a sharded run.
 
     Training patients are tested on validation patients; the test split stays untouched.
 
@@ -211,7 +212,7 @@ class Probes(Watch):
         super().__init__(times)
         self.crops = crops
         self._random: dict[str, float] = {}
-        self._best, self._improved, self._impossible = -math.inf, False, False
+        self._best, self._improved, self._impossible, self._said = -math.inf, False, False, False
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, so that a resumed run does not give a worse state its name."""
@@ -240,10 +241,15 @@ class Probes(Watch):
         self._best = max(self._best, scores["probe/knn"]) if trainer.global_step else self._best
 
     def after_look(self, trainer: pl.Trainer) -> None:
-        """Keep the state of the best score."""
-        if trainer.strategy.broadcast(self._improved):
-            self._improved = False
+        """Keep the state of the best score, unless each process holds a part of it."""
+        if not trainer.strategy.broadcast(self._improved):
+            return
+        self._improved = False
+        if not in_parts(trainer):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best-knn.ckpt")
+        elif trainer.is_global_zero and not self._said:
+            self._said = True
+            LOG.info("no best-knn.ckpt in this run: its weights are in shards, of which only the newest are kept")
 
 
 def labelled_view(data: StoreData) -> StoreData | None:

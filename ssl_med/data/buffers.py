@@ -3,7 +3,9 @@
 Fresh memory costs as much as reading a crop does: the system has to hand it out page by page.
 """
 
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,13 @@ from torch.utils.data import get_worker_info
 
 _ONLY_OURS = 2
 """References to an array that nobody else holds: that of the list, and that of the count itself."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that loader processes may hand over batches in; None where the system does not say."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else None
 
 
 class Buffers:

@@ -128,7 +128,7 @@ class CropDataset(Dataset[Sample]):
         order: GlobalOrder | None = None,
         spacing: list[float] | None = None,
         affine: CropAffine | None = None,
-        most_damaged: float = 0.02,
+        most_damaged: float = 0.01,
         patience: float = 120.0,
         workers: int = 0,
     ) -> None:

@@ -3,9 +3,15 @@
 A line is one JSON object: an image with its reason, or the start of a run, from which on the images count anew.
 """
 
+import errno
 import json
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+LOG = logging.getLogger("ssl_med")
 
 
 class Ledger:
@@ -51,8 +57,8 @@ class Ledger:
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]  # another process may be at work on the last line
         self._read += len(whole)
-        for line in whole.splitlines():
-            self._take(json.loads(line))
+        for line in _lines(whole):
+            self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         if "start" in line:
@@ -64,9 +70,40 @@ class Ledger:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line; short ones of several processes do not mix."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add a line; short ones of several processes do not mix.
+
+    Where the disk is full, a training goes on without the line, after one warning.
+    """
+    text = json.dumps(line).encode() + b"\n"
+    try:
+        with path.open("ab", buffering=0) as file:
+            text = text if _ends_a_line(path) else b"\n" + text  # after half a line that a full disk has left
+            if file.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if path not in _TOLD:
+            _TOLD.add(path)
+            LOG.warning("%s cannot be written (%s); the run goes on without these lines", path.name, error.strerror)
+
+
+_TOLD: set[Path] = set()
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _lines(content: bytes) -> Iterator[dict[str, Any]]:
+    """The whole lines; half of one, left by a disk that was full, has been told of when it was written."""
+    for line in content.splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
 
 
 def mark_start(path: Path, step: int) -> None:
@@ -82,5 +119,5 @@ def mark_start(path: Path, step: int) -> None:
 
 def images_left_out(path: Path) -> dict[str, str]:
     """Id and reason of every image that was left out in the whole run."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = _lines(path.read_bytes()) if path.is_file() else ()
     return {line["id"]: line["reason"] for line in lines if "id" in line}

@@ -1,5 +1,7 @@
 """The data module: a store in, batches out, for pretraining and for fine-tuning on a labelled subset."""
 
+import logging
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +12,19 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ssl_med.data.buffers import free_shared_memory
 from ssl_med.data.crops import CropAffine
 from ssl_med.data.dataset import CropDataset, Target, WholeDataset
 from ssl_med.data.intensity import Policy, channels_of, check_policy
 from ssl_med.data.ledger import Ledger
-from ssl_med.data.patience import explain
+from ssl_med.data.patience import RememberingLoader, explain
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder, StepBatches, groups_of
 from ssl_med.data.store import Store
 from ssl_med.data.subsets import labelled_subset
 from ssl_med.errors import UserError
+
+LOG = logging.getLogger("ssl_med")
 
 
 class StoreData(pl.LightningDataModule):
@@ -37,7 +42,8 @@ class StoreData(pl.LightningDataModule):
         labels_seed: of the draw of these patients.
         foreground: share of crops that must contain a labelled voxel or the middle of a box, or tissue where there are
             no labels.
-        num_workers: loader processes; 0 is fastest where cores are few, since training itself uses them.
+        num_workers: loader processes; 0 is fastest where cores are few, since training itself uses them. None are
+            started where ``/dev/shm`` has no room for the batches that they hand over.
         seed: of order and crops.
         crop_mm: mm along each axis of a crop, or one number for all: every image is then shown at a spacing of
             crop_mm / crop, interpolated on the CPU while it is read, without smoothing before a reduction. Without it
@@ -87,7 +93,7 @@ class StoreData(pl.LightningDataModule):
         self.weights, self.weights_by = weights, weights_by
         self.crops_per_image, self.window, self.prefetch = crops_per_image, window, prefetch
         self.sample_timeout = sample_timeout
-        self._loader: DataLoader | None = None
+        self._loader: RememberingLoader | None = None
         self.affine = CropAffine.of(affine) if isinstance(affine, Mapping) else affine
         self.ledger: Path | None = None  # where images that are left out are noted
         self.number = 0  # among the stores of a run
@@ -190,17 +196,35 @@ class StoreData(pl.LightningDataModule):
             world: number of processes.
             dataset: what answers positions, if it is not this store alone.
         """
-        self._loader = DataLoader(
+        workers = self._workers(world)
+        self._loader = RememberingLoader(
             self.crops() if dataset is None else dataset,
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
             collate_fn=as_made,
-            num_workers=self.num_workers,
+            num_workers=workers,
             worker_init_fn=single_thread,
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=self.prefetch if self.num_workers else None,
+            persistent_workers=workers > 0,
+            prefetch_factor=self.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         return self._loader
+
+    def _workers(self, world: int) -> int:
+        """Loader processes; none, with a warning, where the system would kill them for want of shared memory."""
+        free = free_shared_memory()
+        processes = math.ceil(world / (self.trainer.num_nodes if self.trainer else 1))  # that share it
+        samples = math.ceil(self.batch_size / world) * (self.prefetch + 1) * self.num_workers * processes
+        needed = samples * self.channels * math.prod(self.crop) * 4
+        if free is None or needed <= free:
+            return self.num_workers
+        LOG.warning(
+            "no loader processes: their batches need about %.0f MB of shared memory, /dev/shm has %.0f MB free; the "
+            "results are the same, loading is slower; make it larger (--shm-size) or lower data.num_workers or "
+            "data.prefetch",
+            needed / 1e6,
+            free / 1e6,
+        )
+        return 0
 
     def explain(self, error: Exception) -> UserError | None:
         """A sentence for an error that means the death of a loader process; None for any other."""

@@ -4,14 +4,14 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from ssl_med.errors import UserError
+from ssl_med.errors import Interrupted
 
 Made = TypeVar("Made")
 
@@ -72,7 +72,18 @@ def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     return made[0]
 
 
-def explain(error: Exception, loader: DataLoader | None) -> UserError | None:
+class RememberingLoader(DataLoader):
+    """A loader that knows its processes even after the trainer, which tidies up first, has let go of them."""
+
+    processes: Sequence[Any] = ()
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        self.processes = getattr(iterator, "_workers", ())
+        return iterator
+
+
+def explain(error: Exception, loader: RememberingLoader | None) -> Interrupted | None:
     """A sentence for the death of a loader process, with its cause and the image it was reading; None for other errors.
 
     Args:
@@ -83,13 +94,13 @@ def explain(error: Exception, loader: DataLoader | None) -> UserError | None:
     if loader is None or found is None:
         return None
     dead = {int(number) for number in found[1].split(",")}
-    workers = getattr(loader._iterator, "_workers", [])
+    workers = loader.processes
     number, code = next(((i, w.exitcode) for i, w in enumerate(workers) if w.pid in dead), (None, None))
     if number is None:
         return None
     dataset: Any = loader.dataset
     image = dataset.at_work(number) or "no image"
-    return UserError(
+    return Interrupted(
         f"loader process {number + 1} of {len(workers)} {_cause(code)} while it read {image}; the run goes on from its "
         "last checkpoint when the command is repeated; if it was the memory, use fewer data.num_workers or a smaller "
         "data.prefetch, or ask for more memory"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_FINAL = {0, 2, 130, 143}
+FINAL = {0, 2, 130, 143}
 """Codes after which nothing is relaunched: finished, a mistake that a person must mend, asked to stop."""
 
 
@@ -66,7 +66,7 @@ class Supervisor:
             saved = self._newest()
             code = self._once(first if number == 0 else words, crashed_at)
             crashed_at = time.monotonic()
-            if code in _FINAL or self._asked:
+            if code in FINAL or self._asked:
                 return code
             barren = 0 if self._newest() != saved else barren + 1
             if number < self.most:

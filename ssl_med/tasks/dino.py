@@ -21,7 +21,7 @@ from ssl_med.ops.ema import follow, teacher_of
 from ssl_med.schedules import cosine, linear
 from ssl_med.tasks.base import Choice, Plan, PretextTask
 from ssl_med.tasks.heads import PrototypeHead
-from ssl_med.tasks.ibot import Hidden, MaskedPatches
+from ssl_med.tasks.ibot import Hidden, MaskedPatches, PatchAnswers
 from ssl_med.transforms import MultiCrop, Views
 from ssl_med.types import Batch, Losses
 
@@ -156,7 +156,7 @@ class DINO(PretextTask):
         if self.training:
             self.centre.collect(taught)
         if hidden is not None:
-            losses["ibot"] = self._compare_patches(teacher, student, hidden, frozen)
+            losses["ibot"] = self._compare_patches(teacher, student, hidden, frozen).loss
         if self.koleo:
             losses["koleo"] = torch.stack([koleo(view) for view in student.feature.chunk(2)]).sum()
         entropy = teacher_signs(targets)["teacher_entropy"]
@@ -192,14 +192,14 @@ class DINO(PretextTask):
         token = self.feature == "class_token"
         return [Seen(x[:, 0] if token else backbone.pool(x), x[:, backbone.prefix :]) for x in encoded]
 
-    def _compare_patches(self, teacher: Seen, student: Seen, hidden: Hidden, frozen: bool) -> Tensor:
+    def _compare_patches(self, teacher: Seen, student: Seen, hidden: Hidden, frozen: bool) -> PatchAnswers:
         head, name = (self.head, "head") if self.patch_head is None else (self.patch_head, "patch_head")
         said = head(hidden.of(cast(Tensor, student.patches)).flatten(0, 1), frozen)
         with torch.no_grad():
             taught = self.teacher[name](hidden.of(cast(Tensor, teacher.patches)).flatten(0, 1))
         shape, temperatures = hidden.patches.shape, (self.student_temp, self._temperature)
         masked = cast(MaskedPatches, self.masked)
-        return masked.loss(said.unflatten(0, shape), taught.unflatten(0, shape), hidden, temperatures)
+        return masked.compare(said.unflatten(0, shape), taught.unflatten(0, shape), hidden, temperatures)
 
     def _total(self, losses: dict[str, Tensor], frozen: bool) -> Tensor:
         weights = {"dino": 1.0, "ibot": self.ibot, "koleo": self.koleo}
@@ -255,9 +255,18 @@ class DINO(PretextTask):
         }
 
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
-        """Entropy and use of the teacher's prototypes on the global views, and how far the training is."""
+        """Entropy and use of the teacher's prototypes on the global views, and how far the training is.
+
+        With iBOT the same of the hidden patches, under ``ibot_``, and their loss without the views that count 0: it and
+        the entropies are to be read beside ``ln_prototypes``.
+        """
         joined, _ = self._crops(batch)
-        signs = teacher_signs(self.centre(self._teach(joined)[1], self._temperature))
+        teacher, taught = self._teach(joined)
+        signs = teacher_signs(self.centre(taught, self._temperature))
+        hidden = self._hide(joined, len(batch["image"]))
+        if hidden is not None:
+            student = self._see(self.backbone, [joined], hidden)[0]
+            signs |= self._compare_patches(teacher, student, hidden, True).signs(hidden)
         return {**signs, "progress": signs["teacher_kl"].new_tensor(self._progress)}
 
     def verdict(self, signs: Mapping[str, float]) -> str:

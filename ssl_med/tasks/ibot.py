@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_med.backbones import Tokens, ViT
 from ssl_med.ops.block_masking import hidden_first
 from ssl_med.ops.centring import centring_of
-from ssl_med.ops.distillation import patch_distillation
+from ssl_med.ops.distillation import patch_distillation, teacher_signs
 from ssl_med.ops.patches import grid_of, take
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch
@@ -34,6 +34,26 @@ class Hidden(NamedTuple):
     def of(self, patches: Float[Tensor, "v n d"]) -> Float[Tensor, "b h d"]:
         """The hidden ones of the patch features of all views."""
         return take(patches[self.row], self.patches)
+
+
+class PatchAnswers(NamedTuple):
+    """What teacher and student say of the hidden patches.
+
+    Attributes:
+        loss: mean over all views, where those without hidden patches count 0 as published.
+        per_patch: mean over the hidden patches of each image, then over images.
+        targets: (b, h, k) probabilities of the teacher.
+    """
+
+    loss: Float[Tensor, ""]
+    per_patch: Float[Tensor, ""]
+    targets: Float[Tensor, "b h k"]
+
+    def signs(self, hidden: Hidden) -> dict[str, Tensor]:
+        """Loss per patch, and what :func:`teacher_signs` says of the teacher's answers, under ``ibot_``."""
+        signs = teacher_signs(self.targets[hidden.weight > 0])
+        named = {f"ibot_{name}": value for name, value in signs.items() if name != "ln_prototypes"}
+        return {"ibot_per_patch": self.per_patch, **named}
 
 
 class MaskedPatches(nn.Module):
@@ -85,14 +105,14 @@ class MaskedPatches(nn.Module):
         change = self.mask_token.to(tokens.value.dtype) - backbone.embedding(image.ndim - 2)(image)
         return tokens._replace(value=tokens.value + hidden.mask[..., None] * change)
 
-    def loss(
+    def compare(
         self,
         student: Float[Tensor, "b h k"],
         teacher: Float[Tensor, "b h k"],
         hidden: Hidden,
         temperatures: tuple[float, float],
-    ) -> Float[Tensor, ""]:
-        """Mean over all views, where those without hidden patches count 0 as published.
+    ) -> PatchAnswers:
+        """Cross-entropy of the student's answers against the teacher's.
 
         Args:
             student: logits at the hidden patches.
@@ -105,4 +125,4 @@ class MaskedPatches(nn.Module):
         value = patch_distillation(cast(Tensor, targets), student, hidden.weight, temperatures[0])
         if self.training:
             self.centring.collect(rows, weight)
-        return value * len(hidden.row) / len(hidden.mask)
+        return PatchAnswers(value * len(hidden.row) / len(hidden.mask), value, cast(Tensor, targets))

@@ -5,11 +5,10 @@ ones. Defaults (75 % hidden, decoder 512 x 8, targets standardised per patch) ar
 """
 
 import math
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssl_med.backbones.block import Block, init_as_vit
@@ -20,19 +19,11 @@ from ssl_med.ops.block_masking import block_order
 from ssl_med.ops.masking import random_order, tissue_order, tube_order, visible_count, weighted_order
 from ssl_med.ops.patches import grid_of, patch_centres, patchify, take, unpatchify
 from ssl_med.ops.positions import sincos
-from ssl_med.tasks.base import PretextTask
-from ssl_med.tasks.saliency import FineGrained, Foreground, SaliencyProvider, StoredSaliency
+from ssl_med.tasks.masked_modelling import Errors, MaskedModelling, constant_share, patch_moments
+from ssl_med.tasks.saliency import FineGrained, Foreground, SaliencyProvider, StoredSaliency, fall_back
 from ssl_med.transforms import SingleView, Views
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
-
-_CONSTANT = 1e-6
-"""Variance up to which a patch counts as constant: its standardised target is (nearly) zero whatever it shows."""
-
-
-_WARM, _HALF = 0.1, 0.5
-_FAR_WORSE, _WORSE = 3.0, 1.5
-"""Factors on the error of predicting nothing that are worth a word after these shares of the training."""
 
 
 class Hidden(NamedTuple):
@@ -43,12 +34,14 @@ class Hidden(NamedTuple):
         inverse: (b, n) place of each patch in ``order``.
         visible: number of patches that are seen.
         grid: patches along each axis.
+        degenerate: (b,) which saliency maps were constant and so gave way to uniform ones; None without saliency.
     """
 
     order: Int[Tensor, "b n"]
     inverse: Int[Tensor, "b n"]
     visible: int
     grid: tuple[int, ...]
+    degenerate: Bool[Tensor, " b"] | None = None
 
     @property
     def seen(self) -> Tensor:
@@ -107,7 +100,7 @@ class MAEDecoder(nn.Module):
         return self.predict(take(self.norm(x[:, prefix.shape[1] :]), hidden.unseen))
 
 
-class MAE(PretextTask):
+class MAE(MaskedModelling):
     """Masked autoencoder.
 
     Args:
@@ -120,7 +113,8 @@ class MAE(PretextTask):
         norm_pix: predict each patch standardised by its own mean and variance, so that soft tissue counts beside air.
         mask: which patches are hidden: ``uniform`` any (the paper), ``block`` contiguous blocks (BEiT, arXiv
             2106.08254), ``tube`` the same at all places of the first axis (VideoMAE, arXiv 2203.12602), ``saliency`` in
-            proportion to a saliency map, ``foreground`` this share of those with tissue, the rest among air.
+            proportion to a saliency map (any where it is constant; ``degenerate_maps`` counts such images),
+            ``foreground`` this share of those with tissue, the rest among air.
         saliency: where the map of ``saliency`` comes from; if None the store's, and fine-grained where it has none.
     """
 
@@ -143,7 +137,6 @@ class MAE(PretextTask):
         self.mask_ratio, self.norm_pix, self.mask = mask_ratio, norm_pix, mask
         self.saliency = saliency if saliency is not None or mask != "saliency" else StoredSaliency(FineGrained())
         self.decoder_dim, self.decoder_depth, self.decoder_heads = decoder_dim, decoder_depth, decoder_heads
-        self._progress = 0.0
         voxels = backbone.patch_embed.proj.in_features
         self.decoder = MAEDecoder(backbone.embed_dim, voxels, decoder_dim, decoder_depth, decoder_heads)
 
@@ -153,7 +146,10 @@ class MAE(PretextTask):
         hidden = self.hide(view)
         prediction = self.reconstruct(view, hidden)
         loss, constant = self.error(view, hidden, prediction)
-        return {"loss": loss, "constant_patches": constant}
+        losses = {"loss": loss, "constant_patches": constant}
+        if hidden.degenerate is not None:
+            losses["degenerate_maps"] = ranks.total(hidden.degenerate.float().sum())
+        return losses
 
     def hide(self, view: Batch) -> Hidden:
         """Draw the hidden patches; patches that are padding through and through are hidden first."""
@@ -163,7 +159,8 @@ class MAE(PretextTask):
         if "valid" in view:
             padding = patchify(view["valid"].float(), patch).amax(-1) == 0
         count = math.prod(grid)
-        order, inverse = self._order(view, grid, padding)
+        weight, degenerate = self._weight(view)
+        order, inverse = self._order(view, grid, padding, weight)
         visible = visible_count(count, self.mask_ratio)
         if self.mask == "tube":
             visible = grid[0] * visible_count(count // grid[0], self.mask_ratio)
@@ -171,9 +168,18 @@ class MAE(PretextTask):
             raise UserError(
                 f"MAE hides nothing: {count} patches at mask_ratio {self.mask_ratio}; enlarge crop or ratio"
             )
-        return Hidden(order, inverse, visible, grid)
+        return Hidden(order, inverse, visible, grid, degenerate)
 
-    def _order(self, view: Batch, grid: tuple[int, ...], padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _weight(self, view: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Saliency of each patch and which maps say nothing, where saliency decides."""
+        if self.mask != "saliency" or self.saliency is None:
+            return None, None
+        maps, degenerate = fall_back(self.saliency(view), view.get("valid"))
+        return patchify(maps, self.backbone.patch).mean(-1), degenerate
+
+    def _order(
+        self, view: Batch, grid: tuple[int, ...], padding: Tensor | None, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Patches in an order whose end is hidden, and its inverse."""
         draws = draws_of(view).child(0)
         if self.mask == "tube":
@@ -183,8 +189,7 @@ class MAE(PretextTask):
             if padding is not None:
                 order = order.gather(1, padding.gather(1, order).int().argsort(dim=1, stable=True))
             return order, order.argsort(1)
-        if self.mask == "saliency" and self.saliency is not None:
-            weight = patchify(self.saliency(view), self.backbone.patch).mean(-1)
+        if weight is not None:
             return weighted_order(draws, weight, padding)
         if self.mask == "foreground":
             tissue = patchify(Foreground()(view), self.backbone.patch).amax(-1) > 0
@@ -203,9 +208,7 @@ class MAE(PretextTask):
         """
         target, weight = self._targets(view, hidden)
         mean, variance = patch_moments(target, weight)
-        real = weight.amax(-1) > 0
-        constant = ranks.total(((variance[..., 0] <= _CONSTANT) & real).sum())
-        share = constant / ranks.total(real.sum()).clamp(min=1)
+        share = constant_share(variance[..., 0], weight.amax(-1) > 0)
         if self.norm_pix:
             target = (target - mean) / (variance + 1e-6).sqrt()
         squared = (prediction.float() - target) ** 2 * weight
@@ -220,29 +223,14 @@ class MAE(PretextTask):
         weight = patchify(view["valid"].float().expand_as(image), patch)
         return target, take(weight, hidden.unseen)
 
-    def after_step(self, progress: float) -> None:
-        """Remembers how far the training is, for :meth:`verdict`."""
-        self._progress = progress
-
-    @torch.no_grad()
-    def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
-        """Error of the prediction, and of predicting nothing: each patch's mean, or 0 where patches keep their own."""
+    def errors(self, batch: Batch) -> Errors:
+        """Beside each patch's mean as the prediction, or 0 where patches keep their own."""
         view = self.views(batch)[0]
         hidden = self.hide(view)
         prediction = self.reconstruct(view, hidden)
         blank = self.error(view, hidden, torch.zeros_like(prediction))[0]
-        return {"masked_error": self.error(view, hidden, prediction)[0], "blank_error": blank}
-
-    def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the prediction is far worse than none after the warm-up, or worse after half the time."""
-        error, blank = signs["masked_error"], signs["blank_error"]
-        factor = _FAR_WORSE if self._progress < _HALF else _WORSE
-        if self._progress < _WARM or error < factor * blank:
-            return ""
-        return (
-            f"the hidden patches are not predicted: error {error:.3f}, and {blank:.3f} from predicting nothing; lower "
-            "learner.lr, train longer, or look whether the images are constant"
-        )
+        masked, constant = self.error(view, hidden, prediction)
+        return Errors(masked, blank, constant)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -268,12 +256,3 @@ class MAE(PretextTask):
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's; the decoder counts as last."""
         return self.backbone.layers()
-
-
-def patch_moments(
-    patches: Float[Tensor, "b n p"], weight: Float[Tensor, "b n p"]
-) -> tuple[Float[Tensor, "b n 1"], Float[Tensor, "b n 1"]]:
-    """Mean and unbiased variance of each patch over its voxels of weight 1; variance 0 for fewer than two voxels."""
-    count = weight.sum(-1, keepdim=True)
-    mean = (patches * weight).sum(-1, keepdim=True) / count.clamp(min=1)
-    return mean, ((patches - mean) ** 2 * weight).sum(-1, keepdim=True) / (count - 1).clamp(min=1)

@@ -16,13 +16,14 @@ from ssl_med.backbones.unet import CONV
 from ssl_med.decoders import PyramidDecoder
 from ssl_med.ops import ranks
 from ssl_med.ops.masking import hidden_blocks, visible_count
-from ssl_med.tasks.base import PretextTask
+from ssl_med.ops.patches import patchify
+from ssl_med.tasks.masked_modelling import Errors, MaskedModelling, constant_share, patch_moments
 from ssl_med.transforms import SingleView, Views
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
 
 
-class MaskedConv(PretextTask):
+class MaskedConv(MaskedModelling):
     """Blank blocks, rebuild them; encoder and decoder are exported.
 
     Args:
@@ -52,9 +53,26 @@ class MaskedConv(PretextTask):
         """Mean squared error over blanked voxels of all processes that are not padding."""
         view = self.views(batch)[0]
         hidden = self.hide(view)
+        return {"loss": self.error(view, hidden, self.reconstruct(view, hidden))}
+
+    def error(self, view: Batch, hidden: Tensor, prediction: Tensor) -> Float[Tensor, ""]:
+        """Mean squared error over hidden voxels that are no padding, those of all processes."""
         weight = hidden if "valid" not in view else hidden & view["valid"]
-        error = (self.reconstruct(view, hidden) - view["image"].float()).square() * weight
-        return {"loss": ranks.total(error.sum()) / ranks.total(weight.sum() * error.shape[1]).clamp(min=1)}
+        error = (prediction - view["image"].float()).square() * weight
+        return ranks.total(error.sum()) / ranks.total(weight.sum() * error.shape[1]).clamp(min=1)
+
+    def errors(self, batch: Batch) -> Errors:
+        """Beside 0 as the prediction; a patch is a block here."""
+        view = self.views(batch)[0]
+        hidden, image = self.hide(view), view["image"].float()
+        weight = (hidden if "valid" not in view else hidden & view["valid"]).float().expand_as(image)
+        block = self._block(image.ndim - 2)
+        cut = patchify(weight, block)
+        _, variance = patch_moments(patchify(image, block), cut)
+        prediction = self.reconstruct(view, hidden)
+        blank = self.error(view, hidden, torch.zeros_like(prediction))
+        constant = constant_share(variance[..., 0], cut.amax(-1) > 0)
+        return Errors(self.error(view, hidden, prediction), blank, constant)
 
     def hide(self, view: Batch) -> Bool[Tensor, "b 1 *space"]:
         """True where the image is blanked.
@@ -62,9 +80,13 @@ class MaskedConv(PretextTask):
         Raises:
             UserError: the block does not divide the image.
         """
-        given, space = self.mask_block, tuple(view["image"].shape[2:])
-        block = (given,) * len(space) if isinstance(given, int) else tuple(given)
-        return hidden_blocks(draws_of(view).child(0), space, block, self.mask_ratio, (1,) * len(space))
+        space = tuple(view["image"].shape[2:])
+        draws, block = draws_of(view).child(0), self._block(len(space))
+        return hidden_blocks(draws, space, block, self.mask_ratio, (1,) * len(space))
+
+    def _block(self, axes: int) -> tuple[int, ...]:
+        given = self.mask_block
+        return (given,) * axes if isinstance(given, int) else tuple(given)
 
     def reconstruct(self, view: Batch, hidden: Tensor) -> Float[Tensor, "b c *space"]:
         """Predicted voxels; the network sees 0 in the blanked places, encoder and decoder alike."""

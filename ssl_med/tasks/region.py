@@ -35,7 +35,8 @@ class RegionContrast(PretextTask):
 
     Args:
         backbone: any; it is exported.
-        views: changes of each crop, drawn anew for either; the paper's by default, without colour for grey images.
+        views: changes of each crop, drawn anew for either; by default the paper's kinds with the strengths of
+            :func:`default_views`, without colour for grey images.
         boxes: where the regions come from; connected salient regions by default, which needs no annotation.
         size: voxels of the crops along each axis; by default half of the image, rounded up to what the backbone takes.
             Regions longer than that are not used.
@@ -162,7 +163,12 @@ class RegionContrast(PretextTask):
 
 
 def default_views(channels: int, spatial_dims: int) -> Views:
-    """The paper's changes of a crop: flips, colour where there is some, a slight resized crop, turns, shifts."""
+    """The paper's kinds of change: flips, colour where there is some, a slight resized crop, turns, shifts; and blur.
+
+    The paper's resized crop shows 0.8 to 1.2 at a ratio of 0.8 to 1.2, its jitter is (0.4, 0.4, 0.4, 0.1), and it does
+    not blur; here a crop shows no more than there is, ratios are alike in both directions, and colour, blur and noise
+    are those of :func:`~ssl_med.tasks.appearance.appearance`.
+    """
     crops = RandomResizedCrop(scale=(0.8, 1.0), ratio=(0.8, 1.25))
     turns = Affine(rotation=180.0, scale=(1.0, 1.0), translation=0.2)
     return SingleView([Flip(), crops, turns, *appearance(channels, spatial_dims)])

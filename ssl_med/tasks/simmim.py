@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from ssl_med.backbones.vit import ViT
 from ssl_med.ops import ranks
 from ssl_med.ops.masking import hidden_blocks, visible_count
-from ssl_med.ops.patches import grid_of, unpatchify
-from ssl_med.tasks.base import PretextTask
+from ssl_med.ops.patches import grid_of, patchify, unpatchify
+from ssl_med.tasks.masked_modelling import Errors, MaskedModelling, constant_share, patch_moments
 from ssl_med.transforms import RandomResizedCrop, SingleView, Views
 from ssl_med.transforms.base import draws_of
 from ssl_med.types import Batch, Losses
 
 
-class SimMIM(PretextTask):
+class SimMIM(MaskedModelling):
     """The encoder sees all patches, the hidden ones as a mask token; the loss is L1 on hidden voxels.
 
     Args:
@@ -40,11 +40,23 @@ class SimMIM(PretextTask):
         """Mean absolute error over hidden voxels of all processes that are not padding."""
         view = self.views(batch)[0]
         hidden = self.hide(view)
-        error = (self.reconstruct(view, hidden) - view["image"].float()).abs()
-        weight = self._voxels(hidden, view).expand_as(error)
-        if "valid" in view:
-            weight = weight * view["valid"]
-        return {"loss": ranks.total((error * weight).sum()) / ranks.total(weight.sum()).clamp(min=1)}
+        return {"loss": self.error(view, self._weight(hidden, view), self.reconstruct(view, hidden))}
+
+    def error(self, view: Batch, weight: Tensor, prediction: Tensor) -> Float[Tensor, ""]:
+        """Mean absolute error over voxels of weight 1, those of all processes."""
+        error = (prediction - view["image"].float()).abs() * weight
+        return ranks.total(error.sum()) / ranks.total(weight.sum()).clamp(min=1)
+
+    def errors(self, batch: Batch) -> Errors:
+        """Beside 0 as the prediction."""
+        view = self.views(batch)[0]
+        hidden = self.hide(view)
+        weight, prediction = self._weight(hidden, view), self.reconstruct(view, hidden)
+        cut = patchify(weight, self.backbone.patch)
+        _, variance = patch_moments(patchify(view["image"].float(), self.backbone.patch), cut)
+        constant = constant_share(variance[..., 0], cut.amax(-1) > 0)
+        blank = self.error(view, weight, torch.zeros_like(prediction))
+        return Errors(self.error(view, weight, prediction), blank, constant)
 
     def hide(self, view: Batch) -> Bool[Tensor, "b n"]:
         """True for hidden patches; whole blocks are hidden.
@@ -63,6 +75,11 @@ class SimMIM(PretextTask):
         change = self.mask_token.to(tokens.value.dtype) - self.backbone.patch_embed(view["image"])
         encoded = self.backbone.encode(tokens._replace(value=tokens.value + hidden[..., None] * change))
         return unpatchify(self.predict(encoded[:, self.backbone.prefix :]).float(), self.backbone.patch, tokens.grid)
+
+    def _weight(self, hidden: Bool[Tensor, "b n"], view: Batch) -> Float[Tensor, "b c *space"]:
+        """1 for hidden voxels that are no padding."""
+        weight = self._voxels(hidden, view).expand_as(view["image"])
+        return weight * view["valid"] if "valid" in view else weight
 
     def _voxels(self, hidden: Bool[Tensor, "b n"], view: Batch) -> Float[Tensor, "b 1 *space"]:
         patch = self.backbone.patch

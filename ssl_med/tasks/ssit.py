@@ -4,6 +4,8 @@ MoCo v3 whose key branch sees only the most salient patches, and whose query bra
 Defaults (a quarter dropped, threshold 0.5, segmentation weight 10, temperature 0.2) are the paper's and its code's.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -23,6 +25,9 @@ from ssl_med.tasks.saliency import FineGrained, SaliencyProvider, StoredSaliency
 from ssl_med.transforms import Affine, Flip, PairedViews, RandomResizedCrop, Views
 from ssl_med.transforms.base import draws_of, spread
 from ssl_med.types import Batch, Losses
+
+_NO_BETTER = 0.97
+"""Share of the chance level from which on a segmentation is no better than chance."""
 
 
 class Glance(NamedTuple):
@@ -166,6 +171,29 @@ class SSiT(MomentumContrast):
         if "valid" in view:
             weight = weight * view["valid"]
         return ranks.total((losses * weight).sum()) / ranks.total(weight.sum()).clamp(min=1)
+
+    def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
+        """The contrast's, and the segmentation of both views beside what a head that says 0.5 everywhere gets."""
+        signs = super().vital_signs(batch)
+        if self.segment is None:
+            return signs
+        batch, constant = self.measure(batch)
+        errors = [self.error(self.glance(view), view, constant) for view in self.views(batch)]
+        chance = errors[0].new_tensor(len(errors) * math.log(2))
+        return {**signs, "segmentation": torch.stack(errors).sum(), "segmentation_chance": chance}
+
+    def verdict(self, signs: Mapping[str, float]) -> str:
+        """The contrast's, and a head that has learned nothing of the saliency after half the training."""
+        words = super().verdict(signs)
+        if words or self.segment is None or signs["progress"] < 0.5:
+            return words
+        value, chance = signs["segmentation"], signs["segmentation_chance"]
+        if value < _NO_BETTER * chance:
+            return ""
+        return (
+            f"saliency is not predicted: the segmentation is {value:.2f}, saying 0.5 everywhere is {chance:.2f} "
+            "(2 ln 2); lower learner.lr, or look at the maps among the pictures"
+        )
 
     def weight_at(self, progress: float) -> float:
         """Weight of the segmentation."""

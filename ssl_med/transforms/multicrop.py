@@ -26,7 +26,7 @@ from ssl_med.types import Batch
 Style = Literal["auto", "ct", "grey", "colour", "none"]
 Range = tuple[float, float]
 DINO_2D = (BoxLaw((0.4, 1.0), (3 / 4, 4 / 3), (1.0, 1.0)), BoxLaw((0.05, 0.4), (3 / 4, 4 / 3), (1.0, 1.0)))
-"""Global and local crops of images, as published."""
+"""Shares and ratios of global and local crops of images, as published; crops are read linearly, there bicubically."""
 DINO_3D = (BoxLaw((0.48, 1.0), (0.9, 1 / 0.9), (0.5, 1.0)), BoxLaw((0.16, 0.48), (0.9, 1 / 0.9), (0.2, 0.5)))
 """Global and local crops of volumes, 3DINO's."""
 
@@ -40,7 +40,8 @@ class MultiCrop(Views):
     - ``colour``: DINO's jitter, greyscale, blur and solarisation.
     - ``ct``: noise and blur or sharpening, which leave the mean Hounsfield unit of a tissue as it is.
     - ``grey``: for scales without a unit (MR, ultrasound, X-ray): gamma, noise or histogram shift; blur or sharpening;
-      Gibbs ringing on the second global view (3DINO).
+      Gibbs ringing on the second global view. The parts are 3DINO's; noise reaches 0.1 (there 0.002) and gamma is drawn
+      on a logarithmic scale.
     - ``none``: nothing.
     - ``auto``: ``colour`` for 2D images with three channels, ``ct`` for all others, because nothing in a batch says of
       which modality it is. Three windows of a CT slice look like colours: set ``ct`` for them.

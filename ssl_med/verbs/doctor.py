@@ -11,10 +11,12 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from ssl_med.denied import DENIED
 
 GB, GIB = 1e9, 2**30
 LEAST_DISK_GB, LEAST_MEMORY_GB, LEAST_FILES = 10, 8, 4096
@@ -39,27 +41,6 @@ class Check:
     status: Literal["ok", "warn", "fail"]
     found: str
     advice: str = ""
-
-
-class Advisory(NamedTuple):
-    """Released versions that must not run."""
-
-    package: str
-    versions: str
-    number: str
-    what: str
-
-
-_LIGHTNING = ("GHSA-w37p-236h-pfx3", "malware that steals credentials on import")
-DENIED = (
-    Advisory("lightning", ">=2.6.2,<=2.6.3", *_LIGHTNING),
-    Advisory("pytorch-lightning", ">=2.6.2,<=2.6.3", *_LIGHTNING),
-    Advisory("pytorch-lightning", "<=2.6.0", "CVE-2026-31221", "checkpoints that run code"),
-    Advisory("torch", "<2.6", "CVE-2025-32434", "checkpoints that run code in spite of weights_only=True"),
-    Advisory("torch", "<2.10", "CVE-2026-24747", "checkpoints that corrupt memory in spite of weights_only=True"),
-    Advisory("monai", "<1.6", "GHSA-89gg-p5r5-q6r4", "pickles that run code"),
-    Advisory("pydicom", "<3.0.2", "CVE-2026-32711", "DICOMDIR files that reach outside their folder"),
-)
 
 
 def doctor(out: str | Path | None = None) -> list[Check]:

@@ -48,7 +48,7 @@ def embed(
         raise UserError(f"{out}: features are written as .parquet or .npz")
     module = StoreData(str(data), seen["crop"], intensity=seen["intensity"])
     rows = module.store.rows
-    painted = _colours(module.store, colour) if picture else []
+    painted = colours_of(module.store, colour) if picture else []
     backbone = load_backbone(str(init)).to(best_device()).eval()
     features, ids, labels = embed_images(backbone, module.whole("", backbone.multiple(), rows), module.crop)
     columns: dict[str, Any] = {"id": np.array(ids), "split": np.array([row.split for row in rows])}
@@ -97,7 +97,12 @@ def _neighbours(columns: Mapping[str, Any], count: int, names: Sequence[str], ta
     return {"neighbour": columns["id"][found["places"]], "similarity": found["similarity"]}
 
 
-def _colours(store: Any, colour: str) -> list[str]:
+def colours_of(store: Any, colour: str) -> list[str]:
+    """The group of each image of a store.
+
+    Raises:
+        UserError: the store knows no such group.
+    """
     rows = store.rows
     if colour == "label":
         names = store.class_names

@@ -125,19 +125,20 @@ def _made_for_client(card: dict[str, Any], where: Path) -> Source:
 def _newest(folder: Path) -> Path:
     """The newest checkpoint of a run that is what was saved."""
     for path in sorted(folder.glob("step=*.ckpt"), reverse=True):
-        if path.is_file() and _recorded(path) == _sha256([path]):  # a sharded one is a folder
+        if path.is_file() and _sha256([path]) in _recorded(path):  # a sharded one is a folder
             return path
     raise UserError(f"{folder} holds no whole checkpoint")
 
 
-def _recorded(path: Path) -> str:
+def _recorded(path: Path) -> list[str]:
+    """The hash beside a checkpoint; two while its name goes from one file to the next."""
     record = path.with_name(f"{path.name}.sha256")
-    return record.read_text().strip() if record.is_file() else ""
+    return record.read_text().split() if record.is_file() else []
 
 
 def _checkpoint(path: Path) -> Source:
     digest, recorded = _sha256([path]), _recorded(path)
-    if recorded and recorded != digest:
+    if recorded and digest not in recorded:
         raise UserError(f"{path} is damaged: its content is not what was saved")
     content = load_tensors(path)
     if not isinstance(content, Mapping):

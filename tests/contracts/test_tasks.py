@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import math
 import typing
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 
 import finetune  # noqa: F401  its tasks are subclasses that are looked for
 import ssl_med.tasks  # noqa: F401
-from ssl_med.backbones import Backbone, UNetEncoder, ViT
+from ssl_med.backbones import Backbone, SharedViT, UNetEncoder, ViT
 from ssl_med.exports import export, load_backbone, load_task
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import PretextTask, SupervisedTask, Task
 from ssl_med.transforms.position_crops import PositionCrops
 from ssl_med.types import Batch
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
 SPACES = {"2d": (16, 24), "3d": (8, 8, 12)}
 SMALL: dict[str, dict] = {  # arguments that make a task small; one that is not named here is built from its backbone
     "BYOL": {"hidden_dim": 16, "out_dim": 8},
@@ -146,6 +148,28 @@ def test_same_seed_same_losses(cls: type, name: str, space, make_batch) -> None:
     first, second = (steps(make_task(cls, name, space), make_batch(space), 3) for _ in range(2))
     assert first == second
     assert steps(make_task(cls, name, space, seed=1), make_batch(space), 3) != first
+
+
+def check_golden(key: str, losses: list[float]) -> None:
+    """Compare with golden.json. After a change that means to move them: run the test, copy the line that it prints."""
+    assert losses == pytest.approx(GOLDEN.get(key, []), rel=1e-3), f'"{key}": {losses}'
+
+
+@pretext
+def test_golden_losses(cls: type, name: str, space, make_batch) -> None:
+    losses = steps(make_task(cls, name, space), make_batch(space), 3)
+    check_golden(f"{cls.__name__}-{name}-{len(space)}d", losses)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_golden_losses_of_slices_and_volumes(space, make_batch) -> None:
+    """Its backbone takes both kinds, so that it stands in no list above."""
+    from ssl_med.tasks.slice_consistency import SliceConsistency
+
+    torch.manual_seed(0)
+    backbone = SharedViT(4, [2, 4, 4], embed_dim=24, depth=2, heads=2, taps=2)
+    task = SliceConsistency(backbone, "ssl_med.tasks.SimCLR", SMALL["SimCLR"], hidden_dim=16)
+    check_golden(f"SliceConsistency-SharedViT-{len(space)}d", steps(task, make_batch(space), 3))
 
 
 @every

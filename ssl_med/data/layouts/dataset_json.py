@@ -125,5 +125,5 @@ def _numbered_masks(folder: Path) -> bool:
     training = folder.parent / "imagesTr"
     if folder.name not in ("imagesTs", "imagesVal") or not training.is_dir():
         return False
-    first = next((path for path in training.iterdir() if CHANNEL.fullmatch(stem_of(path))), None)
+    first = min((path for path in training.iterdir() if CHANNEL.fullmatch(stem_of(path))), default=None)
     return first is not None and has_own_mask(first)
