@@ -149,10 +149,10 @@ class Segment(Tuned):
         means = {name: _mean(values) for name, values in cases.items() if not name.startswith("size_")}
         dice = [value for name, value in means.items() if name.startswith("dice_")]
         bands: dict[str, float] = {}
-        for name, values in cases.items():
-            score, _, number = name.rpartition("_")
-            if score in _BANDED:
-                bands |= size_bands(name, values, cases[f"size_{number}"])
+        for name, sizes in cases.items():
+            if name.startswith("size_"):
+                for score in (f"{banded}_{name[5:]}" for banded in _BANDED):
+                    bands |= size_bands(score, cases[score], sizes)
         return {"dice": _mean(torch.tensor(dice)), **means, **bands}
 
     @torch.no_grad()

@@ -72,8 +72,8 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
         assert {"alone: 1", "without 1"} <= {line["group"] for line in csv.DictReader(file)}
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("test.json")}
     assert len(scores) == 3
-    table = list(csv.DictReader((tmp_path / "docs" / "scratch" / "curve.csv").open(newline="")))
-    assert {line["arm"] for line in table} == {"scratch"}
+    with (tmp_path / "docs" / "scratch" / "curve.csv").open(newline="") as file:
+        assert {line["arm"] for line in csv.DictReader(file)} == {"scratch"}
 
     called.clear()
     evidence.main()

@@ -138,7 +138,9 @@ def test_loader_processes_change_nothing(store, start, workers):
     def batches(workers: int) -> list[dict]:
         data = StoreData(str(store.folder), 8, 4, num_workers=workers, seed=2, crops_per_image=2, window=3)
         data.trainer = type(
-            "T", (), {"global_step": start, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1}
+            "T",
+            (),
+            {"global_step": start, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, "num_nodes": 1},
         )()
         return list(islice(data.train_dataloader(), 4))
 
@@ -150,7 +152,9 @@ def test_loader_processes_change_nothing(store, start, workers):
 
 def test_accumulation_and_rank_take_their_own_positions(store):
     data = StoreData(str(store.folder), 8, 4)
-    data.trainer = type("T", (), {"global_step": 3, "accumulate_grad_batches": 2, "global_rank": 1, "world_size": 2})()
+    data.trainer = type(
+        "T", (), {"global_step": 3, "accumulate_grad_batches": 2, "global_rank": 1, "world_size": 2, "num_nodes": 1}
+    )()
     loader = data.train_dataloader()
     assert list(islice(loader.batch_sampler, 2)) == [[26, 27], [30, 31]]
 

@@ -73,6 +73,7 @@ def cases(kind: type) -> list:
     return [
         pytest.param(task, name, space, id=f"{task.__name__}-{name}-{label}")
         for task in concrete(kind)
+        if backbones(task)  # SliceConsistency takes a SharedViT
         for label, name in (("2d", backbones(task)[0]), ("3d", backbones(task)[-1]))
         for space in [SPACES[label]]
     ]
