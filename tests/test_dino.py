@@ -338,6 +338,8 @@ def test_verdicts() -> None:
     single = {**healthy, "teacher_entropy": 0.0, "teacher_kl": most, "teacher_information": 0.0, "progress": 0.2}
     assert "one prototype takes all" in task.verdict(single)
     assert task.verdict({**single, "progress": 0.1}) == ""  # sound runs pass through this before the centre has moved
+    few = {**single, "teacher_kl": 0.93 * most, "teacher_information": 0.38}
+    assert task.verdict(few) == ""  # two prototypes for all, but they tell images apart
     assert "not finite" in task.verdict({**healthy, "teacher_entropy": math.nan})
 
 

@@ -274,13 +274,14 @@ class DINO(PretextTask):
         most = signs["ln_prototypes"]
         if not math.isfinite(signs["teacher_entropy"]):
             return "the teacher is not finite: lower learner.lr, or clip gradients (clip: 3, clip_each: true)"
-        if signs["teacher_kl"] > 0.9 * most and signs["progress"] >= _CENTRED:
+        blind = signs["teacher_information"] < INFORMED
+        if blind and signs["teacher_kl"] > 0.9 * most and signs["progress"] >= _CENTRED:
             return (
                 f"one prototype takes all: the teacher says the same of every image (divergence from uniform "
                 f"{signs['teacher_kl']:.2f} of ln K = {most:.2f}); lower centre_momentum or learner.lr, or take "
                 "centring: sinkhorn"
             )
-        if signs["teacher_information"] < INFORMED and signs["progress"] >= SETTLED:
+        if blind and signs["progress"] >= SETTLED:
             return (
                 f"teacher is uniform: loss stays at ln K = {most:.2f} and no image is told from another; lower "
                 f"teacher_temp (now {self._temperature:.3g}) or learner.lr, lengthen the warm-up (learner.warmup), or "
