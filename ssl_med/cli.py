@@ -50,9 +50,12 @@ def _prepare(p: argparse.ArgumentParser) -> None:
     p.add_argument("--spacing", type=_spacings, help="mm to resample to: one number, or z,y,x with 0 to keep an axis")
     p.add_argument("--order", type=int, choices=[0, 1, 3], default=1, help="of that interpolation; default: 1")
     p.add_argument("--orientation", default="RAS", help="of volumes; default: RAS")
-    kinds = ["fine_grained", "spectral_residual", "gradient", "entropy", "foreground"]
     p.add_argument(
-        "--saliency", choices=kinds, default="", help="store a saliency map of every image, for SSiT and MAE"
+        "--saliency",
+        default="",
+        metavar="KIND|FOLDER",
+        help="store a saliency map of every image, for SSiT and MAE: fine_grained, spectral_residual, gradient, "
+        "entropy, foreground, or a folder that holds a map at the place of each image",
     )
     p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
     p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")

@@ -32,6 +32,7 @@ from ssl_med.run_data import (
     check_fit,
     export_task,
     lock_data,
+    standardise,
     targets_of,
     trainer_settings,
 )
@@ -167,7 +168,8 @@ def settle(resolved: Config, module: Data) -> dict[str, Choice]:
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
     images = sum(len(part.rows("train")) for part in module.parts)
-    return fill_open(resolved["task"], Plan(images, size * parts, steps, size, targets_of(module.parts[0])))
+    chosen = fill_open(resolved["task"], Plan(images, size * parts, steps, size, targets_of(module.parts[0])))
+    return chosen | standardise(resolved["task"], module)
 
 
 def fill_open(place: Config, plan: Plan) -> dict[str, Choice]:

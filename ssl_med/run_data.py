@@ -11,10 +11,12 @@ from ssl_med.backbones.shared_vit import SharedViT, of_rank
 from ssl_med.data.alternating import AlternatingData
 from ssl_med.data.manifest import fingerprint, lock_name, read_lock
 from ssl_med.data.module import StoreData
+from ssl_med.data.moments import CROPS, image_moments
 from ssl_med.data.several import SeveralStores
 from ssl_med.errors import UserError
 from ssl_med.exports import export
-from ssl_med.tasks import PretextTask, SupervisedTask, Task
+from ssl_med.recipe import arguments, locate
+from ssl_med.tasks import Choice, PretextTask, SupervisedTask, Task
 
 Data = StoreData | SeveralStores
 
@@ -77,6 +79,32 @@ def trainer_settings(settings: Mapping[str, Any], module: Data) -> dict[str, Any
     if isinstance(module, AlternatingData) and many and found.get("strategy") in ("auto", "ddp", None):
         found["strategy"] = "ddp_find_unused_parameters_true"
     return found
+
+
+def standardise(place: dict[str, Any], module: Data) -> dict[str, Choice]:
+    """Fill in what the images look like, in place, where a backbone asks for it and nobody has said.
+
+    Args:
+        place: section ``task`` of resolved settings.
+        module: the images, of which :data:`ssl_med.data.moments.CROPS` crops are looked at.
+
+    Returns:
+        What was filled in, with its reason.
+    """
+    backbone = place["init_args"].get("backbone")
+    if not isinstance(backbone, dict) or "image_mean" not in arguments(locate(backbone["class_path"], "task.backbone")):
+        return {}
+    settings = backbone.setdefault("init_args", {})
+    if settings.get("image_mean") is not None or settings.get("image_std") is not None:
+        return {}
+    mean, std = image_moments(module.parts)
+    settings |= {"image_mean": mean, "image_std": std}
+    looked = f"of {CROPS} training crops{' of each store' if len(module.parts) > 1 else ''}"
+    why = "tokens of images that are all positive hardly differ"
+    return {
+        "backbone.image_mean": Choice(mean, f"mean {looked}; {why}"),
+        "backbone.image_std": Choice(std, f"standard deviation {looked}"),
+    }
 
 
 _TRAINING = (

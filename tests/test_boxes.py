@@ -77,7 +77,7 @@ def test_boxes_follow_another_grid(tmp_path, settings):
     table(tmp_path / "in", ["image", "b"], ["scan.nii.gz", json.dumps([[*low.tolist(), *sides.tolist(), 0]])])
     record = next(find_images(tmp_path / "in", columns={"boxes": "b"}))
     image = read(record)
-    kept, _ = regrid(image, None, settings)
+    kept = regrid(image, settings)
     found = stored_boxes(record, image, kept)
     assert np.allclose(found[:6], bright(kept.array), atol=0.5 if settings.spacing else 1e-6)
 

@@ -11,12 +11,13 @@ import torch
 
 from ssl_med.backbones.base import Backbone
 from ssl_med.backbones.block import init_as_vit
-from ssl_med.backbones.vit import PatchEmbed, Pooling, Size, ViT
+from ssl_med.backbones.vit import PatchEmbed, Pooling, Size, ViT, checked_moments
 from ssl_med.errors import UserError
 
 _SHARED = (
     *("in_channels", "size", "embed_dim", "depth", "heads", "mlp_ratio", "positions", "position_unit"),
     *("reference_mm", "class_token", "registers", "drop_path", "layer_scale", "taps", "pooling"),
+    *("image_mean", "image_std"),
 )
 """Settings of the ordinary ViTs that are ours too."""
 
@@ -46,6 +47,7 @@ class SharedViT(ViT):
         layer_scale: initial layer scale; None for none.
         taps: number of feature maps.
         pooling: ``mean`` of the patches or ``class`` token.
+        image_mean, image_std: of each channel, for images and volumes alike.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class SharedViT(ViT):
         layer_scale: float | None = None,
         taps: int = 4,
         pooling: Pooling = "mean",
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             spatial_dims=3,
@@ -86,12 +90,16 @@ class SharedViT(ViT):
             layer_scale=layer_scale,
             taps=taps,
             pooling=pooling,
+            image_mean=image_mean,
+            image_std=image_std,
         )
         self.patch_3d = self.patch
         self.patch_2d = (patch_2d,) * 2 if isinstance(patch_2d, int) else tuple(patch_2d)
         if len(self.patch_2d) != 2:
             raise UserError(f"SharedViT: patch_2d needs one size for each of 2 axes, got {self.patch_2d}")
-        self.patch_embed_2d = PatchEmbed(self.patch_2d, in_channels, self.embed_dim)
+        self.patch_embed_2d = PatchEmbed(
+            self.patch_2d, in_channels, self.embed_dim, checked_moments(image_mean, image_std, in_channels)
+        )
         self.patch_embed_2d.apply(init_as_vit)
 
     def embedding(self, axes: int) -> PatchEmbed:

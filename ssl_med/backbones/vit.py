@@ -20,6 +20,8 @@ from ssl_med.ops.positions import rotary_angles, sincos
 from ssl_med.presets import PRESETS
 from ssl_med.types import Features
 
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean of each channel, and standard deviation of each."""
 Size = Literal["tiny", "small", "base", "large", "huge"]
 Pooling = Literal["mean", "class"]
 
@@ -43,23 +45,60 @@ class Tokens(NamedTuple):
         return Tokens(take(self.value, index), take(centre, index), self.grid)
 
 
+def checked_moments(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> Moments | None:
+    """Mean and spread of each channel; None where they are left open.
+
+    Raises:
+        UserError: only one of them is given, or not one positive spread for each channel.
+    """
+    if mean is None and std is None:
+        return None
+    given = tuple(mean or ()), tuple(std or ())
+    if [len(values) for values in given] != [channels] * 2 or min(given[1]) <= 0:
+        raise UserError(
+            f"ViT: image_mean {mean} and image_std {std} need one number for each of {channels} channels, and spreads "
+            "above 0"
+        )
+    return given
+
+
 class PatchEmbed(nn.Module):
     """Patches to tokens as one matrix product: many times faster than a strided Conv3d, and the same function.
+
+    Attributes:
+        mean, std: of each channel (c,), None without moments.
 
     Args:
         patch: voxels per patch along each axis.
         in_channels: channels of the image.
         dim: width of the tokens.
+        moments: mean and spread of each channel that become 0 and 1; None for values as they are.
     """
 
-    def __init__(self, patch: tuple[int, ...], in_channels: int, dim: int) -> None:
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, patch: tuple[int, ...], in_channels: int, dim: int, moments: Moments | None = None) -> None:
         super().__init__()
         self.patch = patch
+        # part of the state: weights from elsewhere bring the moments that they were trained with
+        self.register_buffer("mean", None if moments is None else torch.tensor(moments[0]))
+        self.register_buffer("std", None if moments is None else torch.tensor(moments[1]))
         self.proj = nn.Linear(in_channels * math.prod(patch), dim)
 
     def forward(self, image: Float[Tensor, "b c *space"]) -> Float[Tensor, "b n d"]:
         """(b, c, \\*space) -> (b, n, d), tokens in raster order."""
+        if self.mean is not None and self.std is not None:
+            ones = [1] * (image.ndim - 2)
+            image = (image - self.mean.to(image.dtype).view(-1, *ones)) / self.std.to(image.dtype).view(-1, *ones)
         return self.proj(patchify(image, self.patch))
+
+
+def of_raw_values(filters: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Filters (d, c, \\*patch) and bias (d,) of the same function for images that are not standardised before."""
+    ones = [1] * (filters.ndim - 2)
+    filters = filters / std.view(-1, *ones)
+    return filters, bias - (filters * mean.view(-1, *ones)).flatten(1).sum(1)
 
 
 class ViT(Backbone):
@@ -86,9 +125,12 @@ class ViT(Backbone):
         norm_eps: what the norms add to the variance; weights from elsewhere may want theirs (MONAI 1e-5, HF 1e-12).
         pooling: what ``Features.pooled`` is, and so what probes, heads and embeddings see: the ``mean`` of the patches,
             or the ``class`` token, for weights whose class token was trained (DINO, MoCo v3, SSiT).
+        image_mean, image_std: of each channel; values reach the first layer as ``(value - mean) / std``. Left open they
+            stay as they are, but a training measures its images and fills them in: values that are all positive, such
+            as [0, 1], give tokens that hardly differ between images.
 
     Raises:
-        UserError: the class token is to be the feature and there is none.
+        UserError: the class token is to be the feature and there is none, or mean and spread do not fit the channels.
     """
 
     def __init__(
@@ -112,6 +154,8 @@ class ViT(Backbone):
         taps: int = 4,
         norm_eps: float = 1e-6,
         pooling: Pooling = "mean",
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if pooling == "class" and not class_token:
@@ -132,7 +176,8 @@ class ViT(Backbone):
         self.channels = [self.embed_dim] * self.taps
         self.strides = [self.patch] * self.taps
 
-        self.patch_embed = PatchEmbed(self.patch, in_channels, self.embed_dim)
+        moments = checked_moments(image_mean, image_std, in_channels)
+        self.patch_embed = PatchEmbed(self.patch, in_channels, self.embed_dim, moments)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, self.embed_dim)) if registers else None
         self.pos_embed = self._learned_positions()
@@ -152,6 +197,16 @@ class ViT(Backbone):
         if self.grid is None:
             raise ValueError("positions='learned' need grid=[...], the number of patches along each axis")
         return nn.Parameter(torch.zeros(1, math.prod(self.grid), self.embed_dim))
+
+    @property
+    def image_mean(self) -> list[float] | None:
+        """Of each channel, as the weights want it; None where values are taken as they are."""
+        return _digits(self.patch_embed.mean)
+
+    @property
+    def image_std(self) -> list[float] | None:
+        """Of each channel, see :attr:`image_mean`."""
+        return _digits(self.patch_embed.std)
 
     @property
     def prefix(self) -> int:
@@ -245,3 +300,7 @@ def resize_positions(
         field = nn.functional.interpolate(lines.flatten(1, -2), size=size, mode="linear")
         field = field.reshape(*lines.shape[:-1], size).movedim(-1, axis)
     return field.flatten(1).transpose(0, 1)[None]
+
+
+def _digits(moments: Tensor | None) -> list[float] | None:
+    return None if moments is None else [float(f"{value:.7g}") for value in moments.tolist()]

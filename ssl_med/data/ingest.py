@@ -13,9 +13,9 @@ from ssl_med.data.boxes import stored_boxes
 from ssl_med.data.intensity import statistics
 from ssl_med.data.journal import Outcome
 from ssl_med.data.likeness import perceptual_hash
-from ssl_med.data.maps import FLAT, is_flat, saliency_map
+from ssl_med.data.maps import FLAT, as_bytes, as_shares, is_flat, saliency_map
 from ssl_med.data.points import labelled_points, mask_values, tissue_points
-from ssl_med.data.readers import read, read_mask
+from ssl_med.data.readers import read, read_map, read_mask
 from ssl_med.data.record import Image, Record, Unreadable
 from ssl_med.data.rows import Row
 from ssl_med.data.settings import DEFAULTS, Settings, packed, regrid
@@ -35,7 +35,7 @@ def _said(record: Record, settings: Settings) -> str:
 
 
 def _files(record: Record) -> list[Path]:
-    return [*record.files, *([record.mask] if record.mask else [])]
+    return [*record.files, *(path for path in (record.mask, record.saliency) if path)]
 
 
 def source_of(record: Record, settings: Settings = DEFAULTS) -> str:
@@ -88,18 +88,32 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
         return Outcome(source, record.name, None, record.aside, aside=True, content=content)
     try:
         image = read(record)
-        kept, mask = regrid(image, read_mask(record, image), settings)
+        kept, mask = regrid(image, settings), read_mask(record, image)
+        if mask is not None:
+            mask = regrid(replace(image, array=mask), settings, 0).array
+        stands_out = _map(record, image, kept, settings)
         boxes = stored_boxes(record, image, kept)
     except Unreadable as error:
         return Outcome(source, record.name, None, str(error), content=content)
     except MemoryError:
         return Outcome(source, record.name, None, "not enough memory to read it", content=content)
     row = replace(_stored(record, kept, mask, folder, key, settings), boxes=boxes)
-    return Outcome(source, record.name, row, content=content)
+    return Outcome(source, record.name, _with_map(row, stands_out, folder, settings), content=content)
+
+
+def _map(record: Record, image: Image, kept: Image, settings: Settings) -> np.ndarray | None:
+    """The saliency map of an image on its new grid, (1, \\*space) uint8: measured, or as a person gave it."""
+    if settings.saliency == "file":
+        given = replace(image, array=as_shares(read_map(record, image)))
+        return as_bytes(regrid(given, settings, 1).array)
+    if settings.saliency:
+        found = statistics(kept.array)
+        return saliency_map(kept.array, settings.saliency, found.low, found.high)
+    return None
 
 
 def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path, key: bytes, settings: Settings) -> Row:
-    """Write the files of an image and make its row, without boxes."""
+    """Write image and mask and make the row, without boxes and saliency map."""
     name, array = keyed(key, record.name), image.array
     found = statistics(array)
     numbers, scale = packed(array, settings)
@@ -134,13 +148,12 @@ def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path,
     if mask is not None:
         path = folder / "masks" / f"{name}.{settings.format}"
         row = replace(row, mask_seal=write_array(path, mask, settings.crop, labelled_points(mask)))
-    return _with_map(row, array, folder, settings)
+    return row
 
 
-def _with_map(row: Row, array: np.ndarray, folder: Path, settings: Settings) -> Row:
+def _with_map(row: Row, found: np.ndarray | None, folder: Path, settings: Settings) -> Row:
     """The row with its saliency map written, where one was asked for."""
-    if not settings.saliency:
+    if found is None:
         return row
-    found = saliency_map(array, settings.saliency, row.low, row.high)
     seal = write_array(folder / "saliency" / f"{row.id}.{settings.format}", found, settings.crop)
     return replace(row, saliency_seal=seal, warnings=[*row.warnings, FLAT] if is_flat(found) else row.warnings)

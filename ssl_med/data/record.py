@@ -53,6 +53,7 @@ class Record:
         units: of the voxels where the file does not tell: ``HU`` or ``SUV``.
         tiling: how a slide is cut, where it was asked for in another way than usual.
         boxed: somebody looked for boxes in this image, also where they found none.
+        saliency: file with a saliency map on the same grid, where a person gave maps of their own.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Record:
     units: str = field(default="", repr=False)
     tiling: Tiling | None = field(default=None, repr=False)
     boxed: bool = field(default=False, repr=False)
+    saliency: Path | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

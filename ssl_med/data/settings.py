@@ -1,6 +1,6 @@
 """How images are kept in a store: file format, grid and number type. Values that nobody asked to change stay exact."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,8 @@ class Settings:
         spacing: mm along space, in memory order (z, y, x); a 0 keeps that axis; empty keeps all.
         order: of the interpolation to another spacing: 0, 1 or 3, see :mod:`ssl_med.data.resample`.
         orientation: of volumes, RAS or another one.
-        saliency: what a map that is stored beside each image says, see :mod:`ssl_med.data.maps`; empty for no map.
+        saliency: what a map that is stored beside each image says, see :mod:`ssl_med.data.maps`; ``file`` for maps that
+            the records bring; empty for no map.
     """
 
     format: Format = "b2nd"
@@ -34,7 +35,7 @@ class Settings:
     spacing: tuple[float, ...] = ()
     order: Literal[0, 1, 3] = 1
     orientation: str = "RAS"
-    saliency: Measure | Literal[""] = field(default="", repr=False)
+    saliency: Measure | Literal["file", ""] = field(default="", repr=False)
 
     @property
     def moves(self) -> bool:
@@ -53,8 +54,8 @@ class Settings:
             raise UserError(f"crop {self.crop}: expected 1 voxel or more along an axis")
         if any(not 0 <= mm < 1000 for mm in self.spacing):
             raise UserError(f"spacing {self.spacing}: expected mm along each axis (z, y, x), 0 to keep one")
-        if self.saliency and self.saliency not in MEASURES:
-            raise UserError(f"saliency {self.saliency!r}: expected one of {', '.join(MEASURES)}")
+        if self.saliency not in ("", "file", *MEASURES):
+            raise UserError(f"saliency {self.saliency!r}: expected file or one of {', '.join(MEASURES)}")
         if self.orientation != "RAS":
             from ssl_med.data.resample import orientation
 
@@ -65,22 +66,27 @@ class Settings:
 DEFAULTS = Settings()
 
 
-def regrid(image: Image, mask: np.ndarray | None, settings: Settings) -> tuple[Image, np.ndarray | None]:
-    """Image and mask on the grid that the settings ask for; labels by order 0."""
+def regrid(image: Image, settings: Settings, order: Literal[0, 1, 3] | None = None) -> Image:
+    """An image on the grid that the settings ask for.
+
+    Args:
+        image: what was read.
+        settings: spacing, orientation and order.
+        order: of the interpolation, where it is another one: 0 for labels.
+
+    Raises:
+        Unreadable: the settings give a spacing for another number of axes.
+    """
     if not settings.moves:
-        return image, mask
+        return image
     from ssl_med.data.resample import to_orientation, to_spacing
 
-    def moved(one: Image, order: Literal[0, 1, 3]) -> Image:
-        asked = settings.spacing * (len(one.spacing) if len(settings.spacing) == 1 else 1)
-        if asked:
-            if len(asked) != len(one.spacing):
-                raise Unreadable(f"{len(one.spacing)} axes of space where a spacing for {len(asked)} was asked")
-            one = to_spacing(one, asked, order)
-        return to_orientation(one, settings.orientation)
-
-    labels = None if mask is None else moved(replace(image, array=mask), 0).array
-    return moved(image, settings.order), labels
+    asked = settings.spacing * (len(image.spacing) if len(settings.spacing) == 1 else 1)
+    if asked:
+        if len(asked) != len(image.spacing):
+            raise Unreadable(f"{len(image.spacing)} axes of space where a spacing for {len(asked)} was asked")
+        image = to_spacing(image, asked, settings.order if order is None else order)
+    return to_orientation(image, settings.orientation)
 
 
 def packed(array: np.ndarray, settings: Settings) -> tuple[np.ndarray, dict[str, Any]]:

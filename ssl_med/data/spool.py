@@ -90,8 +90,7 @@ def _plain(record: Record) -> dict[str, Any]:
     """The fields that say something."""
     facts = {name: value for name, value in vars(record).items() if value != _DEFAULTS[name]}
     facts["files"] = [str(path) for path in record.files]
-    if record.mask:
-        facts["mask"] = str(record.mask)
+    facts |= {name: str(facts[name]) for name in ("mask", "saliency") if name in facts}
     if record.tiling:
         facts["tiling"] = asdict(record.tiling)
     return facts
@@ -104,8 +103,7 @@ def _record(facts: dict[str, Any]) -> Record:
             facts[name] = tuple(facts[name])
     if "groups" in facts:
         facts["groups"] = tuple((name, group) for name, group in facts["groups"])
-    if "mask" in facts:
-        facts["mask"] = Path(facts["mask"])
+    facts |= {name: Path(facts[name]) for name in ("mask", "saliency") if name in facts}
     if "tiling" in facts:
         facts["tiling"] = Tiling(**facts["tiling"])
     return Record(**facts)

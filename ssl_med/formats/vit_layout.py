@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_med.backbones import ViT
-from ssl_med.backbones.vit import resize_positions
+from ssl_med.backbones.vit import of_raw_values, resize_positions
 from ssl_med.ops.patches import grid_of
 from ssl_med.ops.positions import sincos
 
@@ -40,6 +40,9 @@ def plain_state(vit: ViT, space: Sequence[int], spacing: Sequence[float] | None)
     state = {name: tensor.detach().clone() for name, tensor in vit.state_dict().items()}
     linear = state["patch_embed.proj.weight"]
     filters = linear.reshape(len(linear), *vit.patch, vit.in_channels).movedim(-1, 1)
+    if (mean := state.pop("patch_embed.mean", None)) is not None:
+        std, bias = state.pop("patch_embed.std"), state["patch_embed.proj.bias"]
+        filters, state["patch_embed.proj.bias"] = of_raw_values(filters, bias, mean, std)
     state["patch_embed.proj.weight"] = filters.contiguous()
     state["pos_embed"] = position_table(vit, space, spacing)
     return state

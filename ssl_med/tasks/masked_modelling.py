@@ -15,7 +15,7 @@ from ssl_med.types import Batch
 _CONSTANT = 1e-6
 """Variance up to which a patch counts as constant: what is hidden there teaches nothing."""
 _WARM, _HALF = 0.1, 0.5
-_FAR_WORSE, _WORSE = 3.0, 1.5
+_FAR_WORSE, _WORSE = 3.0, 1.0
 """Factors on the error of predicting nothing that are worth a word after these shares of the training."""
 
 
@@ -53,7 +53,7 @@ class MaskedModelling(PretextTask):
         return {"masked_error": errors.masked, "blank_error": errors.blank, "constant_patches": errors.constant}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the prediction is far worse than none after the warm-up, or worse after half the time."""
+        """A sentence if the prediction is far worse than none after the warm-up, or no better after half the time."""
         error, blank = signs["masked_error"], signs["blank_error"]
         factor = _FAR_WORSE if self._progress < _HALF else _WORSE
         if self._progress < _WARM or error < factor * blank:

@@ -113,7 +113,7 @@ def _predict_one(task: Any, card: dict[str, Any], image: Any) -> Any:
     from ssl_med.evaluate import best_device, to_device
     from ssl_med.verbs.found_boxes import on_source
 
-    kept, _ = regrid(image, None, _settings(card))
+    kept = regrid(image, _settings(card))
     batch, shown = _batch_of(task, card, kept, image.modality)
     with torch.no_grad():
         found = task.predict(to_device(batch, best_device()))[0].cpu().numpy()

@@ -56,7 +56,8 @@ def prepare(
         tile_mpp: micrometres per pixel of a tile.
         tissue: least share of tissue in a tile.
         saliency: also store a saliency map of every image: ``fine_grained``, ``spectral_residual``, ``gradient``,
-            ``entropy`` or ``foreground``; batches for pretraining then carry it. A change of it reads the images again.
+            ``entropy`` or ``foreground``, or a folder of maps that are there, see :func:`ssl_med.data.maps.with_maps`;
+            batches for pretraining then carry it. A change of it reads the images again.
 
     Returns:
         Counts: images, new, refused, set_aside; flat_maps where saliency maps were asked for.
@@ -66,6 +67,7 @@ def prepare(
     """
     from ssl_med.data.index import plan
     from ssl_med.data.journal import private_folder
+    from ssl_med.data.maps import maps_folder, with_maps
     from ssl_med.data.prepare import build_store
     from ssl_med.data.settings import Settings
     from ssl_med.data.spool import Spool
@@ -75,12 +77,15 @@ def prepare(
     if not data.exists():
         raise UserError(f"{data} does not exist; give the folder that holds the scans")
     grid = (spacing,) if isinstance(spacing, int | float) else tuple(spacing or ())
-    settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation, saliency).check()  # pyright: ignore[reportArgumentType] (check refuses others)
+    maps = maps_folder(saliency, data)
+    kind = "file" if maps else saliency
+    settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation, kind).check()  # pyright: ignore[reportArgumentType] (check refuses others)
     table = Path(manifest) if manifest else None
     found = plan(data, table, columns, layout, dataset, tiling_of(tile, tile_mpp, tissue))  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
     for note in found.layout.notes:
         print(f"  note: {note}")
-    with Spool.of(found.records(), private_folder(out)) as records:
+    listed = with_maps(found.records(), maps) if maps else found.records()
+    with Spool.of(listed, private_folder(out)) as records:
         _check_room(found.layout.name, records, out, settings)
         counts = build_store(
             records,

@@ -5,6 +5,7 @@ import re
 import torch
 
 from ssl_med.backbones import ViT
+from ssl_med.backbones.vit import of_raw_values
 from ssl_med.ops.patches import patch_centres
 from ssl_med.ops.positions import sincos
 from ssl_med.weights import adapt
@@ -12,7 +13,8 @@ from ssl_med.weights.adapt import Adapted
 from ssl_med.weights.fitted import Fitted, Wishes
 from ssl_med.weights.layouts import Translated
 
-PATCH = "patch_embed.proj.weight"
+PATCH, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
+MEAN, STD = "patch_embed.mean", "patch_embed.std"
 TOKENS = ("cls_token", "reg_token")
 _SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
@@ -20,6 +22,7 @@ _SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 def fit_vit(source: Translated, into: ViT, wishes: Wishes) -> Fitted:
     """Every part in turn; a part of the source that would change the features and has no place is named."""
     result, own = Fitted(notes=list(source.notes)), into.state_dict()
+    _moments(source, into, result)
     _patches(source, into, wishes, result)
     _positions(source, into, wishes, result)
     for name, tensor in source.tensors.items():
@@ -48,12 +51,32 @@ def _no_place(name: str, shape: tuple[int, ...]) -> str:
     return "the backbone has no such part"
 
 
+def _moments(source: Translated, into: ViT, result: Fitted) -> None:
+    """How the source standardises its images goes where it was, or into its weights where it finds no place."""
+    mean, std, kernel = (source.tensors.get(name) for name in (MEAN, STD, PATCH))
+    here = into.patch_embed
+    if mean is not None and std is not None and (here.mean is None or len(mean) != into.in_channels):
+        if kernel is not None and kernel.ndim == 2:
+            kernel = adapt.from_linear(kernel, source.patch or into.patch)
+        if kernel is None or BIAS not in source.tensors:
+            return
+        source.tensors[PATCH], source.tensors[BIAS] = of_raw_values(kernel, source.tensors[BIAS], mean, std)
+        source.how[PATCH] = source.how[BIAS] = "mean and spread of its images multiplied in"
+        for name in (MEAN, STD):
+            source.left[source.origin[name]] = "multiplied into the patch embedding"
+            del source.tensors[name]
+        mean = None
+    if mean is None and here.mean is not None and here.std is not None:
+        result.put(MEAN, "", Adapted(torch.zeros_like(here.mean), "zero: the source takes values as they are"))
+        result.put(STD, "", Adapted(torch.ones_like(here.std), "one: the source takes values as they are"))
+
+
 def _patches(source: Translated, into: ViT, wishes: Wishes, result: Fitted) -> None:
     """Kernel over patches: axes, rank, channels, size, then our linear layer."""
     tensor = source.tensors.get(PATCH)
     if tensor is None:
         return
-    steps = [Adapted(tensor)]
+    steps = [Adapted(tensor, source.how.get(PATCH, ""))]
     if tensor.ndim == 2:
         alike = tensor.shape == into.patch_embed.proj.weight.shape and source.patch in (None, into.patch)
         if wishes.axes == "same" and alike:

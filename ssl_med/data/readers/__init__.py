@@ -11,7 +11,7 @@ from ssl_med.data.readers.pyramid import is_pyramid
 from ssl_med.data.record import Image, Record, Unreadable
 from ssl_med.errors import UserError
 
-__all__ = ["COMPANIONS", "READERS", "SUFFIXES", "Limits", "read", "read_mask", "reader_of"]
+__all__ = ["COMPANIONS", "READERS", "SUFFIXES", "Limits", "read", "read_map", "read_mask", "reader_of"]
 
 READERS = ("nifti", "analyze", "nrrd", "metaimage", "dicom", "raster", "frames", "video", "slides", "array", "stack")
 SUFFIXES = {
@@ -102,18 +102,45 @@ def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAU
     """
     if record.mask is None:
         return None
-    reader = reader_of(record.mask)
+    mask = _beside("mask", record.mask, record, limits)
+    _check_grid("mask", mask, image or read(record, limits))
+    return _labels(mask.array)
+
+
+def read_map(record: Record, image: Image, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """Read the saliency map that a person gave with a record, on the grid of its image.
+
+    Args:
+        record: what the index found.
+        image: the record's image.
+        limits: how large a map may be.
+
+    Returns:
+        (c, \\*space) as the file says it.
+
+    Raises:
+        Unreadable: there is none, it is broken, or lies on another grid than the image.
+    """
+    if record.saliency is None:
+        several = record.item is not None
+        raise Unreadable("saliency: one of several images of a file has no map" if several else "saliency: no map")
+    found = _beside("saliency", record.saliency, record, limits)
+    _check_grid("saliency", found, image)
+    return found.array
+
+
+def _beside(name: str, path: Path, record: Record, limits: Limits) -> Image:
+    """A file on the grid of an image, its numbers as they are."""
+    reader = reader_of(path)
     if reader is None:
-        raise Unreadable("mask: no reader for this kind of file")
-    files = Record(record.name, reader, (record.mask,), split=record.split)
-    if record.mask.suffix.lower() == ".npz":
+        raise Unreadable(f"{name}: no reader for this kind of file")
+    files = Record(record.name, reader, (path,), split=record.split)
+    if path.suffix.lower() == ".npz":
         files = replace(files, item=record.item)
     try:
-        mask = admit(_open(files, limits, labels=True), constant=True)
+        return admit(_open(files, limits, labels=name == "mask"), constant=True)
     except Unreadable as error:
-        raise Unreadable(f"mask: {error}") from None
-    _check_grid(mask, image or read(record, limits))
-    return _labels(mask.array)
+        raise Unreadable(f"{name}: {error}") from None
 
 
 def _open(record: Record, limits: Limits, labels: bool = False) -> Image:
@@ -131,16 +158,16 @@ def _open(record: Record, limits: Limits, labels: bool = False) -> Image:
         raise Unreadable(f"cannot be opened: {error.strerror}") from None  # the chain would show the path
 
 
-def _check_grid(mask: Image, image: Image) -> None:
+def _check_grid(name: str, mask: Image, image: Image) -> None:
     if mask.array.shape[1:] != image.array.shape[1:]:
-        raise Unreadable(f"mask: shape {mask.array.shape[1:]} where the image has {image.array.shape[1:]}")
+        raise Unreadable(f"{name}: shape {mask.array.shape[1:]} where the image has {image.array.shape[1:]}")
     if mask.affine is None or image.affine is None:
         return
     *_, z, y, x = (1, *image.array.shape[1:])
     corners = np.array([[i, j, k, 1] for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)], float).T
     distance = np.linalg.norm(((mask.affine - image.affine) @ corners)[:3], axis=0).max()
     if distance > 0.1 * min(image.spacing):
-        raise Unreadable(f"mask: affine differs from the image's by up to {distance:.3g} mm")
+        raise Unreadable(f"{name}: affine differs from the image's by up to {distance:.3g} mm")
 
 
 def _labels(array: np.ndarray) -> np.ndarray:
