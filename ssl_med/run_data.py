@@ -100,7 +100,7 @@ def standardise(place: dict[str, Any], module: Data) -> dict[str, Choice]:
     mean, std = image_moments(module.parts)
     settings |= {"image_mean": mean, "image_std": std}
     looked = f"of {CROPS} training crops{' of each store' if len(module.parts) > 1 else ''}"
-    why = "tokens of images that are all positive hardly differ"
+    why = "around zero the tokens of different images differ most"
     return {
         "backbone.image_mean": Choice(mean, f"mean {looked}; {why}"),
         "backbone.image_std": Choice(std, f"standard deviation {looked}"),

@@ -22,6 +22,7 @@ LAYOUTS = [
     {"patch": (4, 8), "mlp_ratio": 2.5},
     {"norm_eps": 1e-3, "layer_scale": 0.3},
     {"pooling": "class", "registers": 2},
+    {"image_mean": [0.5, 0.1], "image_std": [0.2, 2.0]},
 ]
 
 

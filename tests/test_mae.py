@@ -304,7 +304,9 @@ def test_verdict_names_a_prediction_that_is_worse_than_none(tiny_mae, make_batch
     assert "learner.lr" in task.verdict({"masked_error": 3.2, "blank_error": 1.0})
     task.after_step(0.6)
     assert "9.000" in task.verdict({"masked_error": 9.0, "blank_error": 1.0})
-    assert task.verdict({"masked_error": 1.1, "blank_error": 1.0}) == ""
+    for error, stuck in ((1.2, False), (1.1, False), (1.09, True), (1.0, False), (1.0, True), (0.99, False)):
+        said = task.verdict({"masked_error": error, "blank_error": 1.0})
+        assert ("predicting nothing" in said) == stuck  # no better than nothing, and not on its way either
 
 
 @pytest.mark.parametrize("cls", [MAE, SimMIM, MaskedConv])

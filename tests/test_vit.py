@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from ssl_med.backbones import SharedViT, ViT
-from ssl_med.backbones.vit import PatchEmbed, Tokens, resize_positions
+from ssl_med.backbones.vit import PatchEmbed, Tokens, of_raw_values, resize_positions
 from ssl_med.errors import UserError
+from ssl_med.ops.patches import patchify
 from ssl_med.recipe import build, recipe
 
 
@@ -33,6 +34,7 @@ VARIANTS = {
     "no class token": (2, {"class_token": False}),
     "registers": (2, {"registers": 3, "layer_scale": 0.1}),
     "rotary with registers": (2, {"positions": "rotary", "registers": 2}),
+    "standardised": (2, {"image_mean": [0.5], "image_std": [0.2]}),
 }
 
 
@@ -224,3 +226,50 @@ def test_the_pooling_of_a_shared_vit_is_that_of_its_parts() -> None:
 def test_a_missing_class_token_is_not_pooled(tiny_vit) -> None:
     with pytest.raises(UserError, match="needs class_token: true"):
         tiny_vit(2, pooling="class", class_token=False)
+
+
+def test_images_are_standardised_before_the_first_layer(tiny_vit) -> None:
+    mean, std = [0.2, 0.6], [0.1, 0.3]
+    torch.manual_seed(0)
+    plain = tiny_vit(2, in_channels=2).eval()
+    torch.manual_seed(0)
+    vit = tiny_vit(2, in_channels=2, image_mean=mean, image_std=std).eval()
+    image = images(8, 12, channels=2)
+    seen = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.allclose(vit(image).pooled, plain(seen).pooled, atol=1e-6)
+    assert not torch.allclose(vit(image).pooled, plain(image).pooled, atol=1e-2)
+    again = build(recipe(vit), ViT)
+    assert (again.image_mean, again.image_std) == (mean, std)
+    assert (plain.image_mean, plain.image_std) == (None, None)
+    assert not any("mean" in name for name in plain.state_dict())
+    again.load_state_dict({**vit.state_dict(), "patch_embed.mean": torch.tensor([0.3, 0.4])})
+    assert again.image_mean == pytest.approx([0.3, 0.4])  # what the weights want is what a card says
+    assert vit.bfloat16()(image.bfloat16()).pooled.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.5], None), (None, [1.0]), ([0.5, 0.5], [1.0, 1.0]), ([0.5], [0.0]), ([0.5], [-1.0])]
+)
+def test_moments_that_do_not_fit_are_refused(tiny_vit, mean, std) -> None:
+    with pytest.raises(UserError, match="image_mean"):
+        tiny_vit(2, image_mean=mean, image_std=std)
+
+
+def test_raw_filters_are_the_same_function() -> None:
+    embed = PatchEmbed((2, 3, 2), 2, 5, ((0.4, -1.0), (0.2, 3.0)))
+    filters = embed.proj.weight.reshape(5, 2, 3, 2, 2).movedim(-1, 1)
+    raw, bias = of_raw_values(filters, embed.proj.bias, embed.mean, embed.std)
+    image = images(4, 6, 4, channels=2)
+    answer = torch.nn.functional.conv3d(image, raw, bias, stride=(2, 3, 2)).flatten(2).transpose(1, 2)
+    assert torch.allclose(embed(image), answer, atol=1e-5)
+
+
+def test_both_embeddings_of_a_shared_vit_standardise() -> None:
+    vit = SharedViT(4, 4, embed_dim=24, depth=1, heads=2, taps=1, image_mean=[0.5], image_std=[0.25]).eval()
+    for axes in (2, 3):
+        image, part = images(*[8] * axes), vit.rank(axes)
+        assert (part.image_mean, part.image_std) == ([0.5], [0.25])
+        assert torch.equal(part(image).pooled, vit(image).pooled)
+        assert torch.allclose(
+            vit.embedding(axes)(image), vit.embedding(axes).proj(patchify((image - 0.5) / 0.25, (4,) * axes))
+        )

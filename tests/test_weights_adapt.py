@@ -216,3 +216,34 @@ def test_linear_patch_embedding_of_ours_with_other_channels(tmp_path) -> None:
     load_weights(tmp_path, vit)
     image = torch.randn(1, 1, 16, 16)
     assert difference(tokens(vit, image), tokens(source, image.expand(-1, 3, -1, -1))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "theirs", [{}, {"image_mean": [0.5, 0.2, 0.1], "image_std": [0.2, 0.3, 2.0]}], ids=["raw", "own"]
+)
+@pytest.mark.parametrize(
+    "ours", [{}, {"image_mean": [0.4, 0.4, 0.9], "image_std": [1.0, 0.1, 0.2]}], ids=["raw", "own"]
+)
+def test_weights_keep_their_answer_however_images_are_standardised(tmp_path, theirs, ours) -> None:
+    first, second = shaken(our_vit(**theirs).eval(), 1), our_vit(**ours).eval()
+    source = export({"backbone": first}, tmp_path / "first", {})
+    audit = load_weights(source, second)
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(second(image).pooled, first(image).pooled, atol=1e-5)
+    if theirs and ours:
+        assert second.image_mean == pytest.approx(theirs["image_mean"])
+    if theirs and not ours:
+        assert audit.left["patch_embed.mean"] == "multiplied into the patch embedding"
+    if ours and not theirs:
+        assert second.image_mean == [0.0, 0.0, 0.0]
+        assert "takes values as they are" in str(audit)
+
+
+def test_standardised_weights_in_a_backbone_of_other_channels(tmp_path) -> None:
+    moments = {"image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+    first, second = shaken(our_vit(**moments).eval(), 1), our_vit(channels=1, image_mean=[0.1], image_std=[0.7]).eval()
+    load_weights(export({"backbone": first}, tmp_path / "first", {}), second, channels="sum")
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(second(image).pooled, first(image.expand(-1, 3, -1, -1)).pooled, atol=1e-5)

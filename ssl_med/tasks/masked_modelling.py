@@ -15,8 +15,10 @@ from ssl_med.types import Batch
 _CONSTANT = 1e-6
 """Variance up to which a patch counts as constant: what is hidden there teaches nothing."""
 _WARM, _HALF = 0.1, 0.5
-_FAR_WORSE, _WORSE = 3.0, 1.0
+_FAR_WORSE, _WORSE = 3.0, 1.5
 """Factors on the error of predicting nothing that are worth a word after these shares of the training."""
+_FALLING = 0.98
+"""Of the error at the look before: a training that has yet to come below predicting nothing is on its way."""
 
 
 class Errors(NamedTuple):
@@ -37,6 +39,7 @@ class MaskedModelling(PretextTask):
     """A task that predicts hidden voxels; it says how well it does beside predicting nothing."""
 
     _progress = 0.0
+    _before = float("inf")
 
     @abstractmethod
     def errors(self, batch: Batch) -> Errors:
@@ -53,10 +56,12 @@ class MaskedModelling(PretextTask):
         return {"masked_error": errors.masked, "blank_error": errors.blank, "constant_patches": errors.constant}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """A sentence if the prediction is far worse than none after the warm-up, or no better after half the time."""
+        """A sentence if the prediction is far worse than none after the warm-up, or no better in the second half."""
         error, blank = signs["masked_error"], signs["blank_error"]
-        factor = _FAR_WORSE if self._progress < _HALF else _WORSE
-        if self._progress < _WARM or error < factor * blank:
+        falling, self._before = error < _FALLING * self._before, error
+        late = self._progress >= _HALF
+        bad = error >= (_WORSE if late else _FAR_WORSE) * blank or (late and error >= blank and not falling)
+        if self._progress < _WARM or not bad:
             return ""
         return (
             f"the hidden patches are not predicted: error {error:.3f}, and {blank:.3f} from predicting nothing; lower "
