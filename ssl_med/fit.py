@@ -38,7 +38,7 @@ from ssl_med.run_data import (
 )
 from ssl_med.run_folder import LEDGER, Resume, RunFolder, versions, write_quarantine
 from ssl_med.run_log import LOG, run_log
-from ssl_med.sharding import strategy_of
+from ssl_med.sharding import keep_buffers, strategy_of
 from ssl_med.tasks import Choice, Plan, Task
 from ssl_med.weights import Start, as_start, start_from
 
@@ -129,7 +129,7 @@ def fit(
     resolved, parser = resolve(config, data)
     pl.seed_everything(resolved["seed"], verbose=False)
     module = data_of(resolved["data"])
-    chosen = settle(resolved, module)
+    chosen = settle(resolved, module, None if overwrite else Path(out))
     built = built_of(parser, resolved)
     check_fit(backbone_of(built.task), module)
     check_saving(built.watch, resolved["trainer"])
@@ -163,13 +163,19 @@ def check_saving(watch: Watching, trainer: Mapping[str, Any]) -> None:
         )
 
 
-def settle(resolved: Config, module: Data) -> dict[str, Choice]:
-    """Fill the task's settings that were left open, in place; returns them with their reasons."""
+def settle(resolved: Config, module: Data, run: Path | None = None) -> dict[str, Choice]:
+    """Fill the task's settings that were left open, in place; returns them with their reasons.
+
+    Args:
+        resolved: see :func:`resolve`.
+        module: the data.
+        run: folder of a run that may have begun: what it measured then is not measured again.
+    """
     parts = resolved["trainer"].get("accumulate_grad_batches") or 1
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
     images = sum(len(part.rows("train")) for part in module.parts)
     chosen = fill_open(resolved["task"], Plan(images, size * parts, steps, size, targets_of(module.parts[0])))
-    return chosen | standardise(resolved["task"], module)
+    return chosen | standardise(resolved["task"], module, run)
 
 
 def fill_open(place: Config, plan: Plan) -> dict[str, Choice]:
@@ -296,6 +302,7 @@ def _trainer(
         plugins=[Saving(background=watch.checkpoint_async)],
         use_distributed_sampler=False,
     )
+    keep_buffers(trainer)
     quiet_lightning(trainer)
     set_timeout(trainer, watch.collective_timeout)
     return trainer

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ssl_med.backbones import Backbone
 from ssl_med.backbones.shared_vit import SharedViT, of_rank
@@ -81,12 +82,13 @@ def trainer_settings(settings: Mapping[str, Any], module: Data) -> dict[str, Any
     return found
 
 
-def standardise(place: dict[str, Any], module: Data) -> dict[str, Choice]:
+def standardise(place: dict[str, Any], module: Data, run: Path | None = None) -> dict[str, Choice]:
     """Fill in what the images look like, in place, where a backbone asks for it and nobody has said.
 
     Args:
         place: section ``task`` of resolved settings.
         module: the images, of which :data:`ssl_med.data.moments.CROPS` crops are looked at.
+        run: folder of a run that may have begun: it goes on with what was measured then.
 
     Returns:
         What was filled in, with its reason.
@@ -97,7 +99,8 @@ def standardise(place: dict[str, Any], module: Data) -> dict[str, Choice]:
     settings = backbone.setdefault("init_args", {})
     if settings.get("image_mean") is not None or settings.get("image_std") is not None:
         return {}
-    mean, std = image_moments(module.parts)
+    begun = _begun_with(run)
+    mean, std = (begun.get("image_mean"), begun.get("image_std")) if begun else image_moments(module.parts)
     settings |= {"image_mean": mean, "image_std": std}
     looked = f"of {CROPS} training crops{' of each store' if len(module.parts) > 1 else ''}"
     why = "around zero the tokens of different images differ most"
@@ -105,6 +108,15 @@ def standardise(place: dict[str, Any], module: Data) -> dict[str, Choice]:
         "backbone.image_mean": Choice(mean, f"mean {looked}; {why}"),
         "backbone.image_std": Choice(std, f"standard deviation {looked}"),
     }
+
+
+def _begun_with(run: Path | None) -> dict[str, Any]:
+    """Settings of the backbone of a run that has begun; nothing without one."""
+    file = None if run is None else run / "config.yaml"
+    saved = yaml.safe_load(file.read_text()) if file is not None and file.is_file() else None
+    task = saved.get("task") if isinstance(saved, dict) else None
+    backbone = (task or {}).get("init_args", {}).get("backbone")
+    return backbone.get("init_args") or {} if isinstance(backbone, dict) else {}
 
 
 _TRAINING = (

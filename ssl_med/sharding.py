@@ -6,11 +6,13 @@ A unit is a block that is computed in one call: it is what is gathered at a time
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, cast
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.distributed._composable import checkpoint
@@ -185,3 +187,11 @@ def strategy_of(name: Any, devices: Any) -> Any:
     if name == "fsdp_node":
         return Sharded(within=int(devices))
     return name
+
+
+def keep_buffers(trainer: pl.Trainer) -> None:
+    """No broadcast of buffers before each forward pass: ours follow from global sums, and so are the same everywhere."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        names = signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before torch 2.15
+        trainer.strategy._ddp_kwargs.setdefault(name, False)

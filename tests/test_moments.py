@@ -8,7 +8,7 @@ import torch
 import yaml
 from stores import pictures, store_of, volumes
 
-from ssl_med import load_backbone, pretrain
+from ssl_med import load_backbone, pretrain, run_data
 from ssl_med.data.module import StoreData
 from ssl_med.data.moments import image_moments
 from ssl_med.errors import UserError
@@ -65,3 +65,17 @@ def test_what_a_person_says_is_kept(tmp_path) -> None:
     assert "image_mean" not in (run / "train.log").read_text()
     with pytest.raises(UserError, match="image_std"):
         pretrain("smoke/mae_2d", store, tmp_path / "half", {**QUICK, "task.backbone.image_mean": [0.0]})
+
+
+def test_a_run_goes_on_with_what_it_measured(tmp_path, monkeypatch) -> None:
+    store = store_of(pictures(tmp_path / "in"), tmp_path / "store").folder
+    monkeypatch.setattr(run_data, "image_moments", lambda stores: ([0.25], [0.5]))
+    run = pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK)
+    state = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**state, "status": "stopped"}))
+    monkeypatch.setattr(run_data, "image_moments", lambda stores: pytest.fail("measured again"))
+    pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK)
+    assert load_backbone(str(run)).image_mean == [0.25]
+    monkeypatch.setattr(run_data, "image_moments", lambda stores: ([0.75], [0.5]))
+    pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK, overwrite=True)
+    assert load_backbone(str(run)).image_mean == [0.75]
