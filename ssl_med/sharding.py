@@ -190,7 +190,7 @@ def strategy_of(name: Any, devices: Any) -> Any:
 
 
 def keep_buffers(trainer: pl.Trainer) -> None:
-    """No broadcast of buffers before each forward pass: ours follow from global sums, and so are the same everywhere."""
+    """No broadcast of buffers before each forward pass: ours follow from global sums and are the same everywhere."""
     if isinstance(trainer.strategy, DDPStrategy):
         names = signature(nn.parallel.DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before torch 2.15
