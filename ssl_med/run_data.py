@@ -101,6 +101,8 @@ def standardise(place: dict[str, Any], module: Data, run: Path | None = None) ->
         return {}
     begun = _begun_with(run)
     mean, std = (begun.get("image_mean"), begun.get("image_std")) if begun else image_moments(module.parts)
+    if mean is None:  # it began without
+        return {}
     settings |= {"image_mean": mean, "image_std": std}
     looked = f"of {CROPS} training crops{' of each store' if len(module.parts) > 1 else ''}"
     why = "around zero the tokens of different images differ most"

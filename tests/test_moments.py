@@ -1,6 +1,7 @@
 """What a training measures of its images before it begins, and what becomes of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_a_run_goes_on_with_what_it_measured(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run_data, "image_moments", lambda stores: pytest.fail("measured again"))
     pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK)
     assert load_backbone(str(run)).image_mean == [0.25]
+    old = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("image_mean", "image_std"):
+        old["task"]["init_args"]["backbone"]["init_args"][name] = None  # as before there were moments
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    (run / "run.json").write_text(json.dumps({**state, "status": "stopped"}))
+    for folder in ("checkpoints", "exports"):
+        shutil.rmtree(run / folder)
+    (run / "train.log").unlink()
+    pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK)
+    assert load_backbone(str(run)).image_mean is None
+    assert "image_mean" not in (run / "train.log").read_text()
     monkeypatch.setattr(run_data, "image_moments", lambda stores: ([0.75], [0.5]))
     pretrain("smoke/mae_2d", store, tmp_path / "run", QUICK, overwrite=True)
     assert load_backbone(str(run)).image_mean == [0.75]
