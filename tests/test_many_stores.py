@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from stores import pictures, store_of, volumes
+from worlds import together
 
 from ssl_med.cli import build_parser, main
 from ssl_med.config import difference, load_config
@@ -104,6 +105,26 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(kind, request) -> None:
     assert sorted(losses(whole)) == list(range(1, STEPS + 1))
     assert losses(whole) == losses(resumed)
     assert "resuming" in (resumed / "train.log").read_text()
+
+
+def test_stores_in_turn_give_two_processes_the_losses_of_one(places, tmp_path) -> None:
+    """Trained by the command as a launcher starts it; what a batch does not use has no gradient, and nothing waits."""
+    wide = {"data.stores.0.batch_size": 8, "data.stores.1.batch_size": 8, "watch.health": 0, "watch.probes": 0}
+    settings = {**TURNS[1], **wide, "trainer.max_steps": 4, "trainer.precision": "32-true"}
+    words = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in settings.items()]
+
+    def words_for(processes: int) -> list[str]:
+        out = ["--out", str(tmp_path / str(processes)), "--trainer.devices", str(processes)]
+        return ["pretrain", "one_backbone", "--data", f"{places['images']},{places['volumes']}", *out, *words]
+
+    assert main(words_for(1)) == 0
+    assert together(2, tmp_path / "logs", lambda _: main(words_for(2)), join=False) == [0, 0]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert sorted(one) == sorted(two) == [1, 2, 3, 4]
+    apart = {step: abs(two[step] / loss - 1) for step, loss in one.items()}
+    assert max(apart[1], apart[2]) < 1e-6  # the first step of each kind
+    assert max(apart.values()) < 1e-3  # batch norms of eight images make much of a rounding error
+    assert (tmp_path / "2" / "exports" / "backbone_3d" / "backbone.safetensors").is_file()
 
 
 def test_images_and_volumes_leave_two_ordinary_backbones(in_turn, places, make_batch) -> None:
