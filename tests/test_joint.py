@@ -194,3 +194,14 @@ def test_a_constant_embedding_is_called_collapsed(tiny_vit, make_batch) -> None:
         task.head[-1].weight.mul_(1e-4)
         task.head[-1].bias.fill_(1.0)
     assert "nearly the same for all images" in verdict()
+
+
+def test_an_embedding_of_few_dimensions_is_called_collapsed(tiny_vit, make_batch) -> None:
+    task = SimCLR(tiny_vit(2), hidden_dim=16, out_dim=64).eval()
+    with torch.no_grad():
+        sound = {name: float(value) for name, value in task.vital_signs(make_batch((16, 16), 32)).items()}
+    assert "few dimensions (effective rank 3.1 of 32)" in task.verdict({**sound, "embedding_rank": 3.1})
+    assert task.verdict({**sound, "embedding_rank": 3.3}) == ""
+    with torch.no_grad():
+        task.vital_signs(make_batch((16, 16), 8))  # eight images cannot have a high one
+    assert task.verdict({**sound, "embedding_rank": 1.2}) == ""

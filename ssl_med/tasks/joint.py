@@ -1,6 +1,7 @@
 """What tasks on two views share: the views, the backbone, and how to see whether the embedding is alive."""
 
 import copy
+import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from ssl_med.transforms import Flip, PairedViews, RandomResizedCrop
 from ssl_med.transforms.base import Transform
 from ssl_med.transforms.views import Views
 from ssl_med.types import Batch
+
+_LEAST_RANK = 0.1
+"""Of the effective rank that is possible, below which few dimensions are left; sound trainings stay above 0.14."""
 
 
 def two_views(channels: int, spatial_dims: int, smallest: float = 0.2) -> PairedViews:
@@ -45,6 +49,8 @@ class TwoViewTask(PretextTask):
     collapsed_spread: float = 0.05
     """Spread of the embedding up to which it counts as collapsed; 1 is isotropic, 0 the same for all images."""
 
+    _possible = 0.0
+
     def __init__(self, backbone: Backbone, views: Views | None = None) -> None:
         super().__init__()
         self.backbone = backbone
@@ -61,17 +67,23 @@ class TwoViewTask(PretextTask):
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
         """Spread and effective rank of the embedding that the loss sees."""
         embedding = self.embed(self.views(batch)[0])
+        self._possible = float(min(embedding.shape))
         return {"embedding_spread": feature_spread(embedding), "embedding_rank": effective_rank(embedding)}
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """Collapsed or not."""
-        spread = signs["embedding_spread"]
-        if not spread <= self.collapsed_spread:  # a single image has none
-            return ""
-        return (
-            f"the embedding is nearly the same for all images (spread {spread:.4f}, 1 would be isotropic): "
-            "lower the learning rate, lengthen the warm-up or enlarge the batch"
-        )
+        """Collapsed to a point, to a few dimensions (arXiv 2110.09348), or neither."""
+        spread, rank = signs["embedding_spread"], signs.get("embedding_rank", math.nan)
+        remedy = "lower the learning rate, lengthen the warm-up or enlarge the batch"
+        if spread <= self.collapsed_spread:  # a single image has none
+            return (
+                f"the embedding is nearly the same for all images (spread {spread:.4f}, 1 would be isotropic): {remedy}"
+            )
+        if rank < _LEAST_RANK * self._possible:
+            return (
+                f"the embedding has collapsed to few dimensions (effective rank {rank:.1f} of {self._possible:.0f}): "
+                f"{remedy}"
+            )
+        return ""
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Both views."""
