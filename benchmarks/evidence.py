@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_med.config import find_config
+from ssl_med.config import load_config
 from ssl_med.data.store import Store
-from ssl_med.plain_yaml import read_yaml
 from ssl_med.run_folder import is_finished
 
 CURVES = Path(__file__).parent / "evidence.yaml"
@@ -47,19 +46,31 @@ def main() -> None:
 
 
 def prove(data: Path, out: Path, name: str, curves: dict[str, dict], processes: str) -> None:
-    """One set: prepare, pretrain and curve. A study ``like`` another takes its store and its pretraining."""
-    origin = curves[name].get("like", name)
-    study = curves[origin] | curves[name]
-    store, run, source = out / "store" / origin, out / "pretrain" / origin, data / study["images"]
+    """One set: prepare, pretrain and curve. A study ``like`` another differs from it in what it names itself.
+
+    It shares the other's store, and its pretraining too unless it names a ``pretrain`` config or ``settings`` of it.
+    """
+    line = lineage(name, curves)
+    study = {key: value for part in line for key, value in curves[part].items()}
+    trained = next(part for part in reversed(line) if {"pretrain", "settings"} & curves[part].keys())
+    store, run, source = out / "store" / line[0], out / "pretrain" / trained, data / study["images"]
     if study.get("drop_repeats"):
         source = without_repeats(source, out / "images")
     call("prepare", source, "--out", store, *options(study.get("prepare", {})))
-    settings, _ = read_yaml(find_config(study["pretrain"], "pretrain"))
-    if not is_finished(run, settings):
-        call("pretrain", study["pretrain"], "--data", store, "--out", run)
+    config = load_config(study["pretrain"], "pretrain", study.get("settings", {}))
+    if not is_finished(run, config):
+        call("pretrain", study["pretrain"], "--data", store, "--out", run, *options(study.get("settings", {})))
     command = ["curve", study["finetune"], "--data", store, "--init", run, "--out", out / "curve" / name]
     groups = ["--groups", classes_apart(store, study["apart"], out / "curve" / name)] if "apart" in study else []
     call(*command, "--processes", processes, *groups, *options(study["curve"]))
+
+
+def lineage(name: str, curves: dict[str, dict]) -> list[str]:
+    """The study that this one goes back to, those in between, and itself."""
+    line = [name]
+    while "like" in curves[line[0]]:
+        line.insert(0, curves[line[0]]["like"])
+    return line
 
 
 def classes_apart(folder: Path, named: list[str], out: Path) -> Path:

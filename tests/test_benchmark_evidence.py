@@ -56,14 +56,19 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
     (tmp_path / "short_2d.yaml").write_text(yaml.safe_dump(settings))
     study = {**STUDY, "pretrain": str(tmp_path / "short_2d.yaml")}
     again = {"like": "faces", "curve": {**STUDY["curve"], "arms": "scratch", "trainer.max_steps": 1}}
-    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"faces": study, "scratch": again}))
+    longer = {"like": "scratch", "settings": {"trainer.max_steps": 3}}
+    (tmp_path / "studies.yaml").write_text(yaml.safe_dump({"faces": study, "scratch": again, "longer": longer}))
     words = ["evidence", tmp_path / "data", tmp_path / "out", "--studies", tmp_path / "studies.yaml"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in [*words, "--docs", tmp_path / "docs"]])
 
     evidence.main()
 
     assert "1 training images recur" in capsys.readouterr().out
-    assert [call[0] for call in called] == ["prepare", "pretrain", "curve", "prepare", "curve"]  # one pretraining
+    assert [call[0] for call in called] == ["prepare", "pretrain", "curve", "prepare", "curve"] + [  # one pretraining
+        *("prepare", "pretrain", "curve")  # of more steps
+    ]
+    longer = yaml.safe_load((tmp_path / "out" / "pretrain" / "longer" / "config.yaml").read_text())
+    assert longer["trainer"]["max_steps"] == 3
     assert sorted(path.name for path in (tmp_path / "docs" / "faces").iterdir()) == sorted(evidence.SHOWN)
     found = json.loads((tmp_path / "out" / "curve" / "faces" / "curve.json").read_text())
     assert found["test_patients"] == 12
@@ -71,15 +76,20 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
     with (tmp_path / "docs" / "faces" / "subgroups.csv").open(newline="") as file:
         assert {"alone: 1", "without 1"} <= {line["group"] for line in csv.DictReader(file)}
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("test.json")}
-    assert len(scores) == 3
+    assert len(scores) == 4
     with (tmp_path / "docs" / "scratch" / "curve.csv").open(newline="") as file:
         assert {line["arm"] for line in csv.DictReader(file)} == {"scratch"}
 
     called.clear()
     evidence.main()
 
-    assert [call[0] for call in called] == ["prepare", "curve"] * 2
+    assert [call[0] for call in called] == ["prepare", "curve"] * 3
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("test.json")} == scores
+
+
+def test_a_study_like_another_shares_what_it_does_not_name():
+    curves = {"a": {"pretrain": "x", "images": "i"}, "b": {"like": "a", "settings": {"lr": 1}}, "c": {"like": "b"}}
+    assert evidence.lineage("c", curves) == ["a", "b", "c"]
 
 
 def test_an_unknown_set_is_refused(tmp_path, monkeypatch, capsys):
