@@ -16,7 +16,8 @@ from ssl_med.data.likeness import perceptual_hash
 from ssl_med.data.maps import FLAT, as_bytes, as_shares, is_flat, saliency_map
 from ssl_med.data.points import labelled_points, mask_values, tissue_points
 from ssl_med.data.readers import read, read_map, read_mask
-from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.readers.companions import with_companions
+from ssl_med.data.record import Image, Record, SetAside, Unreadable
 from ssl_med.data.rows import Row
 from ssl_med.data.settings import DEFAULTS, Settings, packed, regrid
 from ssl_med.data.store import content_hash
@@ -34,14 +35,16 @@ def _said(record: Record, settings: Settings) -> str:
     return repr((replace(record, files=(), mask=None), settings)) + told + settings.saliency
 
 
-def _files(record: Record) -> list[Path]:
-    return [*record.files, *(path for path in (record.mask, record.saliency) if path)]
+def files_of(record: Record) -> list[Path]:
+    """All files that a record is read from: those it names, and those in which their headers say the voxels are."""
+    named = [*record.files, *(path for path in (record.mask, record.saliency) if path)]
+    return with_companions(named)
 
 
 def source_of(record: Record, settings: Settings = DEFAULTS) -> str:
     """Changes when a file of the record changes (name, size, time), what the folder says of it, or a setting."""
     parts = [_said(record, settings)]
-    for path in _files(record):
+    for path in files_of(record):
         if path.exists():  # a missing file is told when it is read
             state = path.stat()
             parts.append(f"{path.name}:{state.st_size}:{state.st_mtime_ns}")
@@ -51,7 +54,7 @@ def source_of(record: Record, settings: Settings = DEFAULTS) -> str:
 def content_of(record: Record, settings: Settings = DEFAULTS) -> str:
     """The same of the bytes of the files: a file that was only copied or touched is not done again."""
     digest = hashlib.sha256(_said(record, settings).encode())
-    for path in _files(record):
+    for path in files_of(record):
         if path.is_file():
             state = path.stat()
             digest.update(_digest(path, state.st_size, state.st_mtime_ns))
@@ -94,7 +97,7 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
         stands_out = _map(record, image, kept, settings)
         boxes = stored_boxes(record, image, kept)
     except Unreadable as error:
-        return Outcome(source, record.name, None, str(error), content=content)
+        return Outcome(source, record.name, None, str(error), isinstance(error, SetAside), content)
     except MemoryError:
         return Outcome(source, record.name, None, "not enough memory to read it", content=content)
     row = replace(_stored(record, kept, mask, folder, key, settings), boxes=boxes)

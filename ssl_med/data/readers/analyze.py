@@ -21,11 +21,16 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     """
     with opened(record.files[0]) as stream:
         source = read_header(stream, limits, pair=True)
-    with opened(_voxels_of(record.files[0])) as stream:
+    with opened(voxel_file(record.files[0])) as stream:
         return image_of(stream, source)
 
 
-def _voxels_of(header: Path) -> Path:
+def voxel_file(header: Path) -> Path:
+    """The file that holds the voxels.
+
+    Raises:
+        Unreadable: there is none.
+    """
     found = [file for suffix in _VOXELS if (file := header.with_name(header.stem + suffix)).is_file()]
     if not found:
         raise Unreadable("the .img file of the pair is missing")

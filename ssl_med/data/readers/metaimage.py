@@ -57,6 +57,17 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     return placed(np.moveaxis(stored, 0, -1), header.affine, modality=header.modality)
 
 
+def voxel_file(path: Path) -> Path | None:
+    """The second file that holds the voxels; None where they follow the header.
+
+    Raises:
+        Unreadable: a broken header, or no such file.
+    """
+    with path.open("rb") as raw:
+        name = _header(Lines(raw)).file
+    return None if name == "LOCAL" else beside(path, name)
+
+
 @contextmanager
 def _voxels(path: Path, raw: BinaryIO, header: _Header) -> Iterator[BinaryIO | Inflated]:
     if header.file == "LOCAL":

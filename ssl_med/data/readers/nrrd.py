@@ -66,6 +66,17 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     return placed(header.grid.channels_last(stored), header.grid.affine, header.grid.warnings)
 
 
+def voxel_file(path: Path) -> Path | None:
+    """The second file that holds the voxels; None where they follow the header.
+
+    Raises:
+        Unreadable: a broken header, or no such file.
+    """
+    with path.open("rb") as raw:
+        name = _header(raw).file
+    return None if name is None else beside(path, name)
+
+
 @contextmanager
 def _voxels(path: Path, raw: BinaryIO, header: _Header) -> Iterator[Stream]:
     detached: AbstractContextManager[BinaryIO] = nullcontext(raw)
