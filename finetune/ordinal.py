@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -84,15 +85,17 @@ class Ordinal(Tuned):
         return self.over_windows(batch, look)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, decoded grade and reference of each case."""
-        grade = (prediction.cumsum(1)[:, :-1] < 0.5).sum(1)
-        return {"probability": prediction, "grade": grade, "label": batch["label"]}  # pyright: ignore
+        """Probabilities and reference of each case."""
+        return {"probability": prediction, "label": batch["label"]}  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
     def summarise(self, cases: dict[str, Tensor]) -> dict[str, float]:
-        """Quadratic kappa (NaN where all cases have one grade), mean absolute error, accuracy, calibration."""
+        """Quadratic kappa (NaN where all cases have one grade), mean absolute error, accuracy, calibration.
+
+        The grade is decoded here: votes of neighbours and means over a patient's images are probabilities alone.
+        """
         known = cases["label"] >= 0
         probability = cases["probability"][known].double().numpy()
-        grade, label = cases["grade"][known].numpy(), cases["label"][known].numpy()
+        grade, label = median_grade(cases["probability"][known]).numpy(), cases["label"][known].numpy()
         confidence = probability[range(len(grade)), grade]
         return {
             "quadratic_kappa": quadratic_kappa(grade, label, self.classes),
@@ -101,3 +104,8 @@ class Ordinal(Tuned):
             "calibration_error": calibration_error(confidence, grade == label),
             "negative_log_likelihood": negative_log_likelihood(probability, label),
         }
+
+
+def median_grade(probability: Float[Tensor, "b k"]) -> Int[Tensor, " b"]:
+    """The lowest grade up to which the probabilities add up to one half or more."""
+    return (probability.cumsum(1)[:, :-1] < 0.5).sum(1)

@@ -197,6 +197,16 @@ def test_weights_of_somebody_else_are_an_arm_with_their_own_positions(work, caps
 FOUR = ("--labels", "4", *ONCE)
 
 
+def test_grades_are_studied_with_votes(work):
+    """A vote knows no grade, only probabilities."""
+    asked = command(work, "grades", "--arms", "pretrained,knn", "--labels", "6", *ONCE)
+    asked[1] = "smoke/ordinal"
+    run(*asked, "--task.classes", 3)
+    found = read(work / "grades" / "curve.json")
+    assert found["metric"] == "quadratic_kappa"
+    assert {arm["arm"] for arm in found["arms"]} == {"pretrained", "knn", "knn_random"}
+
+
 def test_how_often_validation_chooses_is_part_of_a_run(work, whole, capsys):
     asked = [*command(work, "whole", *SCRATCH), "--dry_run"]
     run(*asked)

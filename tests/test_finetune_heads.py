@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from finetune import Classify, Mixing, MultiLabel, Ordinal, Regress
 from finetune.heads import AttentiveHead, make_head
 from finetune.mixing import beta_quantiles
+from finetune.ordinal import median_grade
 from ssl_med.backbones import UNetEncoder
 from ssl_med.errors import UserError
 from ssl_med.tasks import Plan
@@ -150,17 +151,19 @@ def test_grades_are_a_cumulative_model_with_ordered_thresholds(make_batch) -> No
     torch.testing.assert_close(probability.sum(1), torch.ones(4))
     torch.testing.assert_close(probability[:, 0], 1 - logits[:, 0].sigmoid())
     cases = task.score(probability, batch)
-    assert torch.equal(cases["grade"], (logits.sigmoid() > 0.5).sum(1))
+    assert torch.equal(median_grade(cases["probability"]), (logits.sigmoid() > 0.5).sum(1))
 
 
 def test_grade_is_the_median() -> None:
     task = Ordinal(unet(), 3, [8, 8])
     probability = torch.tensor([[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.1, 0.3, 0.6]])  # a mode would say 0, 0, 2
     cases = task.score(probability, {"image": torch.zeros(3, 1, 8, 8), "label": torch.tensor([1, 0, -1])})
-    assert cases["grade"].tolist() == [1, 0, 2]
+    assert median_grade(cases["probability"]).tolist() == [1, 0, 2]
     summary = task.summarise(cases)
     assert summary["mean_absolute_error"] == 0
     assert summary["quadratic_kappa"] == 1
+    votes = {"probability": torch.tensor([[0.4, 0.6, 0.0], [0.2, 0.2, 0.6]]).double(), "label": torch.tensor([0, 2])}
+    assert task.summarise(votes)["mean_absolute_error"] == 0.5  # neighbours vote without the task, and tell no grade
     with pytest.raises(UserError, match="3 or more"):
         Ordinal(unet(), 2, [8, 8])
 
