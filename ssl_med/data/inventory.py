@@ -11,7 +11,7 @@ from ssl_med.data.census import Counts, Distinct, Spread
 from ssl_med.data.layouts.base import Layout
 from ssl_med.data.peek import peek
 from ssl_med.data.readers import read, read_mask
-from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.record import Image, Record, SetAside, Unreadable
 
 _MOST_VOXELS = 1 << 20
 """Percentiles of larger images are taken from evenly spaced voxels: exact enough to look at, and fast."""
@@ -44,7 +44,7 @@ class Inventory:
         try:
             header = peek(record)
         except Unreadable as error:
-            self._refuse(record, str(error))
+            self._refuse(record, error)
             return False
         if header:
             self._add_sizes(header.shape, header.spacing, header.modality)
@@ -59,7 +59,7 @@ class Inventory:
             self._add_image(image, sizes=not looked or record.reader not in ("nifti", "dicom", "raster"))
             mask = read_mask(record, image)
         except Unreadable as error:
-            self._refuse(record, str(error))
+            self._refuse(record, error)
             return
         if mask is not None:
             self.masks += 1
@@ -75,8 +75,9 @@ class Inventory:
         self.counts.add("splits", record.split or "none")
         self.counts.add("labels", str(record.label))
 
-    def _refuse(self, record: Record, reason: str) -> None:
-        if reason.startswith(("set aside: ", "localiser", "no image: ")):
+    def _refuse(self, record: Record, error: Unreadable) -> None:
+        reason = str(error)
+        if isinstance(error, SetAside):
             self.aside += 1
             self.counts.add("set_aside", reason.removeprefix("set aside: "))
             return

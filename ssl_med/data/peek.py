@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from ssl_med.data.readers.gate import DEFAULT_LIMITS
-from ssl_med.data.record import Record, Unreadable
+from ssl_med.data.record import Record, SetAside, Unreadable
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ def peek(record: Record) -> Header | None:
     """The header of an image; None where its reader knows the shape only from the voxels (arrays, films, slides).
 
     Raises:
+        SetAside: sound, but not of a kind that is wanted.
         Unreadable: the file is missing or empty, or its header is broken.
     """
     if record.aside:
-        raise Unreadable(f"set aside: {record.aside}")
+        raise SetAside(f"set aside: {record.aside}")
     for file in record.files:
         if not file.is_file():
             raise Unreadable("file is missing")

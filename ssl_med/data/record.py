@@ -108,3 +108,7 @@ class Image:
 
 class Unreadable(Exception):
     """An image that must not be used, with the reason in words and without a path."""
+
+
+class SetAside(Unreadable):
+    """Sound, but of a kind that is not wanted, such as a localiser or a time series: no reason to stop a `prepare`."""

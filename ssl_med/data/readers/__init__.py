@@ -8,7 +8,7 @@ import numpy as np
 
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, admit
 from ssl_med.data.readers.pyramid import is_pyramid
-from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.record import Image, Record, SetAside, Unreadable
 from ssl_med.errors import UserError
 
 __all__ = ["COMPANIONS", "READERS", "SUFFIXES", "Limits", "read", "read_map", "read_mask", "reader_of"]
@@ -77,10 +77,11 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
         An image that is finite, not constant and of sound geometry.
 
     Raises:
+        SetAside: sound, but not of a kind that is wanted.
         Unreadable: the file is missing, broken, too large or no usable image; the reason holds no path.
     """
     if record.aside:
-        raise Unreadable(f"set aside: {record.aside}")
+        raise SetAside(f"set aside: {record.aside}")
     image = admit(_open(record, limits))
     notes = tuple(dict.fromkeys((*image.warnings, *record.notes)))
     return replace(image, modality=image.modality or record.modality, warnings=notes)

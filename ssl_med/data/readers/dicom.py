@@ -14,6 +14,8 @@ from ssl_med.data.readers.dicom_geometry import Plane, Stack, is_film, planes_of
 from ssl_med.data.readers.dicom_header import (
     check_headers,
     frames_of,
+    is_cut_short,
+    is_no_image,
     is_secondary_capture,
     modality_of,
     notes_of,
@@ -25,7 +27,6 @@ from ssl_med.data.readers.dicom_header import (
 from ssl_med.data.readers.dicom_pixels import check_lengths, values_of
 from ssl_med.data.readers.dicom_split import parts_of
 from ssl_med.data.readers.dicom_suv import suv_factor
-from ssl_med.data.readers.dicom_tags import NOT_IMAGES
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits
 from ssl_med.data.readers.geometry import canonical
 from ssl_med.data.record import Image, Record, Unreadable
@@ -63,7 +64,7 @@ class _Member:
     series: Series
     planes: tuple[Plane, ...] = ()
     uid: str = ""
-    kind: str = "original"  # or derived, secondary capture, localiser, no image, unreadable
+    kind: str = "original"  # or derived, secondary capture, localiser, no image, cut short, unreadable
 
 
 # --- grouping
@@ -74,8 +75,9 @@ def find_series(files: Iterable[Path]) -> Iterator[Series]:
 
     Slices with a position are grouped; multi-frame files and projections (X-ray, ultrasound) are images of their own.
     A series that holds several stacks is taken apart. Localisers and objects that are no images are set aside, and so
-    are derived cross-sections and secondary captures in a study that has originals. A file that cannot be read is a
-    series of its own too, so that reading it tells the reason.
+    are derived cross-sections and secondary captures in a study that has originals. A file that cannot be read, or
+    whose header is cut short, is a series of its own too, so that reading it tells the reason; the rest of its series
+    carries a note.
 
     Args:
         files: DICOM files in any folder.
@@ -89,9 +91,15 @@ def find_series(files: Iterable[Path]) -> Iterator[Series]:
         if member.kind == "original":
             originals |= {_study(member.series), (*_study(member.series), member.series.modality)}
     for members in groups.values():
-        aside = _aside(members, originals)
-        for series in _images(members):
-            yield replace(series, aside=aside)
+        whole = [member for member in members if member.kind != "cut short"]
+        yield from (member.series for member in members if member.kind == "cut short")
+        if not whole:
+            continue
+        aside = _aside(whole, originals)
+        lost = len(members) - len(whole)
+        note = f"{lost} files of this series are cut short and left out" if lost else ""
+        for series in _images(whole):
+            yield replace(series, aside=aside, notes=series.notes + _noted(note))
 
 
 def _study(series: Series) -> tuple[str, str]:
@@ -116,8 +124,10 @@ def _member(file: Path) -> tuple[Hashable, _Member]:
 
 
 def _kind(header: Dataset) -> str:
-    if modality_of(header) in NOT_IMAGES:
+    if is_no_image(header):
         return "no image"
+    if is_cut_short(header):
+        return "cut short"
     if is_secondary_capture(header):
         return "secondary capture"
     words = words_of(header)
@@ -132,7 +142,7 @@ def _aside(members: Sequence[_Member], originals: set[Hashable]) -> str:
     if kinds == {"localiser"}:
         return "localiser"
     if kinds == {"no image"}:
-        return f"no image: DICOM object of modality {series.modality}"
+        return f"no image: DICOM object of modality {series.modality or 'unknown'}"
     if not series.study:
         return ""
     if kinds == {"secondary capture"} and _study(series) in originals:
@@ -186,7 +196,8 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     colour stays three 8-bit channels. ``record.item`` chooses among the stacks of a multi-frame file.
 
     Raises:
-        Unreadable: damaged, not an image, a localiser, mixed geometry, missing or doubled slices.
+        SetAside: not an image, a localiser.
+        Unreadable: damaged, mixed geometry, missing or doubled slices.
     """
     with quiet() as caught:
         headers = [read_header(file) for file in record.files]

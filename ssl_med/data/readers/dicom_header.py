@@ -14,12 +14,12 @@ import pydicom.filereader
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from ssl_med.data.readers.dicom_tags import MODALITIES, NOT_IMAGES, TAGS
 from ssl_med.data.readers.gate import Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
-from ssl_med.data.record import BURNED_IN, Unreadable
+from ssl_med.data.record import BURNED_IN, SetAside, Unreadable
 
 BROKEN: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError)
 BROKEN += (InvalidDicomError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
@@ -133,6 +133,19 @@ def words_of(header: Dataset) -> list[str]:
     return [str(word).upper() for word in ([value] if isinstance(value, str) else value)]
 
 
+def is_cut_short(header: Dataset) -> bool:
+    """The header ends before it says how large its image is."""
+    return header.get("Rows") is None or header.get("Columns") is None
+
+
+def is_no_image(header: Dataset) -> bool:
+    """An object that never had pixels, by its modality or, as for raw data of a scanner, by its SOP class."""
+    if modality_of(header) in NOT_IMAGES:
+        return True
+    kind = UID(str(header.get("SOPClassUID") or ""))
+    return is_cut_short(header) and bool(kind) and "Image Storage" not in kind.name
+
+
 def is_secondary_capture(header: Dataset) -> bool:
     """A picture of a screen or of paper, by its SOP class; single-frame or multi-frame."""
     return str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
@@ -142,7 +155,8 @@ def check_headers(headers: list[Dataset], limits: Limits) -> None:
     """Everything that can be said of one image before a pixel is read.
 
     Raises:
-        Unreadable: no image, a localiser, files that do not belong together, too large, a colour that is none.
+        SetAside: no image, a localiser.
+        Unreadable: cut short, files that do not belong together, too large, a colour that is none.
     """
     for header in headers:
         _check_kind(header)
@@ -157,11 +171,14 @@ def check_headers(headers: list[Dataset], limits: Limits) -> None:
 
 
 def _check_kind(header: Dataset) -> None:
-    modality = modality_of(header)
-    if modality in NOT_IMAGES or not header.get("Rows") or not header.get("Columns"):
-        raise Unreadable(f"no image: DICOM object of modality {modality or 'unknown'}")
+    if is_no_image(header):
+        raise SetAside(f"no image: DICOM object of modality {modality_of(header) or 'unknown'}")
+    if is_cut_short(header):
+        raise Unreadable("header cut short: no Rows or Columns")
+    if not header.Rows or not header.Columns:
+        raise Unreadable("no image: Rows or Columns is zero")
     if "LOCALIZER" in words_of(header):
-        raise Unreadable("localiser")
+        raise SetAside("localiser")
     if "ModalityLUTSequence" in header:
         raise Unreadable("modality lookup table: values are no linear function of the units")
     colour = str(header.get("PhotometricInterpretation") or "MONOCHROME2")

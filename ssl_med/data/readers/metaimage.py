@@ -18,7 +18,7 @@ from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, check_shape, read_
 from ssl_med.data.readers.geometry import LPS_TO_RAS, affine_from, placed
 from ssl_med.data.readers.packed import Inflated
 from ssl_med.data.readers.text_header import Lines, beside, numbers, whole_numbers
-from ssl_med.data.record import Image, Record, Unreadable
+from ssl_med.data.record import Image, Record, SetAside, Unreadable
 
 _TYPES = {"CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4", "LONG": "i4"}
 _TYPES |= {"ULONG": "u4", "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8"}
@@ -151,7 +151,7 @@ def _grid(fields: dict[str, str], axes: int) -> tuple[tuple[int, ...], np.ndarra
     if not (spacing > 0).all():
         raise Unreadable(f"spacing {tuple(spacing.tolist())} is not positive")
     if axes == 4 and shape[3] != 1:
-        raise Unreadable("time series, 4 axes")
+        raise SetAside("time series, 4 axes")
     axes = min(axes, 3)
     steps = matrix[:axes, :axes].T * spacing[:axes]  # row i of the matrix is the direction of axis i
     return shape[:axes], LPS_TO_RAS @ affine_from(steps, origin[:axes])

@@ -13,7 +13,7 @@ from nibabel.spm99analyze import SpmAnalyzeHeader
 
 from ssl_med.data.readers.gate import Limits, Stream, check_affine, check_shape
 from ssl_med.data.readers.geometry import NO_ORIENTATION
-from ssl_med.data.record import Unreadable
+from ssl_med.data.record import SetAside, Unreadable
 
 _MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
@@ -139,7 +139,7 @@ def _space(header: SpmAnalyzeHeader) -> tuple[int, ...]:
     while len(shape) > 2 and shape[-1] == 1:
         shape.pop()
     if len(shape) == 4:
-        raise Unreadable("time series, 4 axes")
+        raise SetAside("time series, 4 axes")
     if len(shape) not in (2, 3):
         raise Unreadable(f"{len(shape)} axes, expected 2 or 3")
     return tuple(shape)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssl_med.data.readers.geometry import NO_ORIENTATION, affine_from
 from ssl_med.data.readers.text_header import numbers, whole_numbers
-from ssl_med.data.record import Unreadable
+from ssl_med.data.record import SetAside, Unreadable
 
 _TO_RAS = {
     "right-anterior-superior": (1, 1, 1),
@@ -82,7 +82,7 @@ def _kinds(fields: dict[str, str], axes: int) -> list[str]:
         raise Unreadable(f"header field kinds has {len(words)} words for {axes} axes")
     kinds = ["" if word in ("???", "none") else word for word in words]
     if "time" in kinds:
-        raise Unreadable("time series")
+        raise SetAside("time series")
     odd = [kind for kind in kinds if kind and kind not in _SPACE_KINDS | _CHANNEL_KINDS]
     if odd:
         raise Unreadable("an axis of a kind that holds no intensities (complex, matrix, quaternion or unknown)")
