@@ -50,6 +50,47 @@ def test_balanced_parts_pull_as_hard_as_their_weights_say(tiny_vit, make_batch) 
     torch.testing.assert_close(total, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_balance_stays_within_bounds_where_a_decoder_hardly_uses_the_deepest_features(make_batch) -> None:
+    """Genesis restores through the skip connections: its gradient at the bottom is a hundredth of a contrast's."""
+    torch.manual_seed(0)
+    task = Hybrid(UNetEncoder(2, 1, (4, 8, 16), blocks=1), {"genesis": GENESIS, "contrast": SIMCLR}, balance=True)
+    batch = make_batch((16, 16))
+    losses = task(batch, 0.0)
+    last = task.backbone.layers()[-1]
+    sizes = {
+        name: sum(g.square().sum() for g in torch.autograd.grad(losses[f"{name}/loss"], last, retain_graph=True)).sqrt()
+        for name in ("genesis", "contrast")
+    }
+    mean = (sizes["genesis"] + sizes["contrast"]) / 2
+    assert mean / sizes["genesis"] > 10  # what would be asked for
+    assert losses["genesis/factor"] == 10
+    torch.testing.assert_close(losses["contrast/factor"], mean / sizes["contrast"])
+    together = 10 * losses["genesis/loss"] + losses["contrast/factor"] * losses["contrast/loss"]
+    torch.testing.assert_close(losses["loss"], together)
+
+
+def test_a_part_without_a_gradient_leaves_the_others_as_they_are(tiny_vit, make_batch) -> None:
+    """Region contrast where no image has a region: nothing to balance, and nothing for the mean."""
+    torch.manual_seed(0)
+    regions = {"class_path": "ssl_med.tasks.RegionContrast", "init_args": {"temperature": 0.5}}
+    task = Hybrid(tiny_vit(2), {**PARTS, "region": regions}, {"mae": 2.0, "contrast": 5.0}, balance=True)
+    batch = make_batch((16, 16))
+    given = task._batch_for
+
+    def blind(name: str, whole: dict) -> dict:
+        return given(name, {**whole, "image": torch.zeros_like(whole["image"])} if name == "region" else whole)
+
+    task._batch_for = blind
+    losses, without = task(batch, 0.0), Hybrid(task.backbone, PARTS, {"mae": 2.0, "contrast": 5.0}, balance=True)
+    assert losses["region/images_without_region"] == len(batch["image"])
+    without.tasks.load_state_dict({n: v for n, v in task.tasks.state_dict().items() if not n.startswith("region")})
+    alone = without(batch, 0.0)
+    assert losses["region/factor"] == 1
+    for part in PARTS:
+        torch.testing.assert_close(losses[f"{part}/factor"], alone[f"{part}/factor"])
+    torch.testing.assert_close(losses["loss"], alone["loss"] + losses["region/loss"])
+
+
 def test_parts_of_one_kind_see_different_views(tiny_vit, make_batch) -> None:
     twins = Hybrid(tiny_vit(2), {"first": MAE, "second": MAE})
     seen = []

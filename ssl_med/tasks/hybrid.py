@@ -21,6 +21,10 @@ from ssl_med.types import Batch, Losses
 
 _PART_STREAM = 1 << 34
 """First child number of the parts, so that two parts of one kind do not draw the same views."""
+_LEAST, _MOST = 0.1, 10.0
+"""Bounds of what balancing multiplies a part's loss by: beyond, the gradient there is a poor measure of the part."""
+_SILENT = 1e-6
+"""A part whose gradient is smaller than this share of the largest has nothing to say of the batch."""
 
 
 class Hybrid(PretextTask):
@@ -31,8 +35,13 @@ class Hybrid(PretextTask):
         parts: name -> ``{class_path, init_args}`` of a pretext task, without its backbone.
         weights: name -> factor on its loss; 1 where none is given.
         balance: divide each part's loss by the size of its gradient on the backbone's last layer (and multiply by the
-            mean size), so that ``weights`` say how much each part pulls, whatever the scale of its loss. Costs one more
+            mean size), so that ``weights`` say how much each part pulls, whatever the scale of its loss. The factor stays
+            within 0.1 and 10, and is 1 for a part whose gradient is 0; it is logged as ``NAME/factor``. Costs one more
             backward pass through the last layers for each part.
+
+    Raises:
+        ValueError: fewer than two parts, or a weight of a part that is not there.
+        UserError: a part is no pretext task, or a setting of it is wrong.
     """
 
     def __init__(
@@ -63,10 +72,13 @@ class Hybrid(PretextTask):
     def forward(self, batch: Batch, progress: float) -> Losses:
         """The weighted sum, and every entry of every part under ``NAME/``."""
         answers = {name: task(self._batch_for(name, batch), progress) for name, task in self._named()}
-        factors = self._factors({name: losses["loss"] for name, losses in answers.items()})
-        total = torch.stack([factors[name] * losses["loss"] for name, losses in answers.items()]).sum()
         entries = {f"{name}/{key}": value for name, losses in answers.items() for key, value in losses.items()}
-        return {"loss": total, **entries}
+        parts = {name: losses["loss"] * (self.weights or {}).get(name, 1.0) for name, losses in answers.items()}
+        if self.balance and torch.is_grad_enabled():
+            factors = self._factors({name: losses["loss"] for name, losses in answers.items()})
+            parts = {name: factors[name] * part for name, part in parts.items()}
+            entries |= {f"{name}/factor": factor for name, factor in factors.items()}
+        return {"loss": torch.stack(list(parts.values())).sum(), **entries}
 
     def _named(self) -> list[tuple[str, PretextTask]]:
         return cast("list[tuple[str, PretextTask]]", list(self.tasks.items()))
@@ -76,18 +88,13 @@ class Hybrid(PretextTask):
         return cast(Batch, {**batch, "key": fold(draws_of(batch).keys, _PART_STREAM + number)})
 
     def _factors(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weight of each part, times what makes the gradients equally large if that is asked for."""
-        weights = {name: loss.new_tensor((self.weights or {}).get(name, 1.0)) for name, loss in losses.items()}
-        if not self.balance or not torch.is_grad_enabled():
-            return weights
+        """What makes the gradients of the parts equally large, within bounds; 1 for a part without a gradient."""
         last = [p for p in self.backbone.layers()[-1] if p.requires_grad]
-        sizes = {}
-        for name, loss in losses.items():
-            gradients = torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)
-            squares = [g.detach().float().square().sum() for g in gradients if g is not None]
-            sizes[name] = ranks.mean(torch.stack(squares).sum().sqrt() if squares else loss.new_zeros(()))
-        mean = torch.stack(list(sizes.values())).mean()
-        return {name: weights[name] * mean / sizes[name].clamp(min=1e-12) for name in losses}
+        sizes = torch.stack([_gradient_size(loss, last) for loss in losses.values()])
+        speaks = sizes > _SILENT * sizes.max()
+        mean = (sizes * speaks).sum() / speaks.sum().clamp(min=1)
+        factors = torch.where(speaks, (mean / sizes).clamp(_LEAST, _MOST), 1.0)
+        return dict(zip(losses, factors.unbind(), strict=True))
 
     def after_step(self, progress: float) -> None:
         """Each part's."""
@@ -132,6 +139,13 @@ class Hybrid(PretextTask):
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's; heads count as last."""
         return self.backbone.layers()
+
+
+def _gradient_size(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Norm of the gradient of a loss, the mean over all processes; 0 where it does not depend on the parameters."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    squares = [gradient.detach().float().square().sum() for gradient in found if gradient is not None]
+    return ranks.mean(torch.stack(squares).sum().sqrt() if squares else loss.new_zeros(()))
 
 
 def build_part(name: str, spec: Mapping[str, Any], backbone: Backbone) -> PretextTask:
