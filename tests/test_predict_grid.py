@@ -1,11 +1,13 @@
 """Predictions on the source's grid by models that were trained on another one."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
 from stores import save_nifti, volume
 
 from finetune import Classify, MultiLabel, Ordinal, Regress
@@ -13,6 +15,22 @@ from ssl_med.data.readers import read
 from ssl_med.data.record import Record
 from ssl_med.data.resample import from_orientation, nearest_onto, to_orientation
 from ssl_med.verbs.predict import _column_names, _other_grid, _predict_one, _write_map
+
+
+@pytest.mark.parametrize("most", [255, 256, 1000])
+@pytest.mark.parametrize("reader", ["raster", "nifti", "nrrd"])
+def test_label_maps_hold_every_label(tmp_path, most, reader):
+    """8 bits would make class 256 background, without a word."""
+    labels = np.zeros((6, 5) if reader == "raster" else (4, 6, 5), np.int64)
+    labels[..., 2:4] = most
+    source = save_nifti(tmp_path / "scan.nii.gz", labels.T.astype(np.int16))
+    name = {"raster": "scan.png", "nifti": "scan.nii.gz", "nrrd": "scan.nrrd"}[reader]
+    image = SimpleNamespace(affine=np.diag([1.0, 1.5, 2.0, 1.0]))
+    _write_map(labels, Record(name, reader, (source,)), image, tmp_path / "out", set())
+    (path,) = (tmp_path / "out").iterdir()
+    back = np.asarray(Picture.open(path)) if reader == "raster" else np.asanyarray(nibabel.load(path).dataobj).T
+    assert back.dtype == (np.uint8 if most < 256 else np.uint16)
+    assert (back == labels).all()
 
 
 class Threshold:

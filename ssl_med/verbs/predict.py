@@ -171,13 +171,13 @@ def _settings(card: dict[str, Any]) -> Any:
 
 
 def _write_map(labels: Any, record: Any, image: Any, out: Path, written: set[Path]) -> None:
-    """One label map under the source's name, on the source's grid."""
+    """One label map under the source's name, on the source's grid, in the smallest unsigned integers that hold it."""
     import nibabel
     import numpy as np
 
     from ssl_med.data.readers.nifti import restore
 
-    labels = labels.astype(np.uint8)
+    labels = labels.astype(np.min_scalar_type(int(labels.max())))
     target = _target(record.name, out, ".png" if labels.ndim == 2 else ".nii.gz", written)
     target.parent.mkdir(parents=True, exist_ok=True)
     if labels.ndim == 2:
