@@ -32,6 +32,7 @@ def _said(record: Record, settings: Settings) -> str:
     later = (record.frame, record.value, record.groups, record.units, record.tiling)
     told = "" if later == ("read", None, (), "", None) else repr(later)
     told += "no boxes" if record.boxed and not record.boxes else ""
+    told += f"ignored {record.ignored}" if record.ignored else ""
     return repr((replace(record, files=(), mask=None), settings)) + told + settings.saliency
 
 

@@ -54,6 +54,7 @@ class Record:
         tiling: how a slide is cut, where it was asked for in another way than usual.
         boxed: somebody looked for boxes in this image, also where they found none.
         saliency: file with a saliency map on the same grid, where a person gave maps of their own.
+        ignored: voxel labels of the mask file that say that nothing is known there; they are read as -1.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Record:
     tiling: Tiling | None = field(default=None, repr=False)
     boxed: bool = field(default=False, repr=False)
     saliency: Path | None = field(default=None, repr=False)
+    ignored: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

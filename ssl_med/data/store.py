@@ -84,7 +84,7 @@ class Store:
     ) -> np.ndarray:
         """Voxels (c, \\*size) from corner ``start``; the whole image without them. Only the chunks touched are read.
 
-        Masks painted black and white (0 and 255) read as 0 and 1.
+        Masks painted black and white (0 and 255) read as 0 and 1; -1, where nothing is known, stays.
 
         Args:
             row: which image.
@@ -109,7 +109,7 @@ class Store:
         except Damaged as error:
             raise Damaged(f"{part} {row.id}: {error}") from None
         if part == "masks":
-            return (voxels > 0).astype(voxels.dtype) if self.facts.get("painted") else voxels
+            return np.minimum(voxels, 1) if self.facts.get("painted") else voxels
         if raw or part == "saliency":
             return voxels
         if (row.slope, row.intercept) == (1.0, 0.0):

@@ -27,6 +27,7 @@ class Layout:
         ignored_files: files that no reader opens. A table says itself what counts, so it ignores none.
         notes: what a person should know.
         mask_names: name of each voxel label where the folder tells them.
+        ignored_labels: voxel labels that say that nothing is known there.
         finding_names: names of the findings, in their order.
         box_names: name of each class of boxes; empty where they are plain numbers.
         files: image files behind the records, for progress; 0 where that is not known before all are seen.
@@ -40,6 +41,7 @@ class Layout:
     files: int = 0
     finding_names: tuple[str, ...] = ()
     box_names: tuple[str, ...] = ()
+    ignored_labels: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):

@@ -40,6 +40,7 @@ def plan_datalist(path: Path, folder: Path) -> Plan:
         f"MONAI datalist {path.name}: {counts}",
         mask_names=dict(dataset.mask_names),
         files=sum(map(len, lists.values())),
+        ignored_labels=dataset.ignored,
     )
     return Plan(layout, partial(_records, path, folder, lists, dataset.modality))
 

@@ -11,6 +11,9 @@ from ssl_med.data.layouts.base import File, modality_of, stem_of
 from ssl_med.data.layouts.masks import CHANNEL, IMAGE_FOLDERS, has_own_mask, mask_of
 from ssl_med.errors import UserError
 
+IGNORE = "ignore"
+"""nnU-Net's name for the label of voxels that nobody has annotated."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -20,11 +23,13 @@ class Dataset:
         channels: names of the channels; empty where the file does not tell or does not exist.
         mask_names: name of each voxel label.
         regions: nnU-Net's unions of labels, in words.
+        ignored: nnU-Net's label ``ignore``: voxels that nobody has annotated.
     """
 
     channels: tuple[str, ...] = ()
     mask_names: tuple[tuple[int, str], ...] = ()
     regions: tuple[str, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     @property
     def modality(self) -> str:
@@ -66,7 +71,7 @@ def _order(key: str) -> tuple[int, str]:
     return (int(key), "") if str(key).isdigit() else (1 << 30, str(key))
 
 
-def _labels(labels: Any) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
+def _labels(labels: Any) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...], tuple[int, ...]]:
     """MSD writes number -> name, nnU-Net name -> number, or name -> numbers for a region."""
     names: dict[int, str] = {}
     regions = []
@@ -77,7 +82,8 @@ def _labels(labels: Any) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
             names[int(key)] = str(value)
         elif str(value).isdigit():
             names[int(value)] = str(key)
-    return tuple(sorted(names.items())), tuple(regions)
+    ignored = tuple(sorted(value for value, name in names.items() if name == IGNORE))
+    return tuple(sorted((v, name) for v, name in names.items() if name != IGNORE)), tuple(regions), ignored
 
 
 def cases(files: list[File], folder: Path, dataset: Dataset) -> Iterator[list[File]]:

@@ -169,7 +169,10 @@ def _layout(folder: Path, census: _Census, tree: _Tree) -> Layout:
     if not tree.together:
         notes.append(f"more than {GROUPED_TOGETHER} DICOM files: a series must lie within one folder at the top")
     files = sum(census.readers.values())
-    return Layout(name, tree.classes, census.ignored, tuple(notes), dict(tree.dataset.mask_names), files)
+    said = tree.dataset
+    return Layout(
+        name, tree.classes, census.ignored, tuple(notes), dict(said.mask_names), files, ignored_labels=said.ignored
+    )
 
 
 def _name(folder: Path, census: _Census, tree: _Tree) -> str:

@@ -96,7 +96,8 @@ def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAU
         limits: how large a mask may be.
 
     Returns:
-        (1, \\*space) int16, or int32 where a label needs it; None if the record has no mask.
+        (1, \\*space) int16, or int32 where a label needs it; -1 where the record says that a label is to be ignored;
+        None if the record has no mask.
 
     Raises:
         Unreadable: the mask is broken, holds fractions, or lies on another grid than the image.
@@ -105,7 +106,8 @@ def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAU
         return None
     mask = _beside("mask", record.mask, record, limits)
     _check_grid("mask", mask, image or read(record, limits))
-    return _labels(mask.array)
+    labels = _labels(mask.array)
+    return np.where(np.isin(labels, record.ignored), labels.dtype.type(-1), labels) if record.ignored else labels
 
 
 def read_map(record: Record, image: Image, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
