@@ -259,6 +259,13 @@ def test_what_is_wrong_is_told() -> None:
     assert "the turns are not seen" in task.verdict({**alive, "rotation_cross_entropy": 3.0})
 
 
+def test_a_batch_of_one_image_is_refused_in_training_only(make_batch) -> None:
+    task, batch = small(2), make_batch((16, 16), 1)
+    with pytest.raises(UserError, match="SwinTriple mixes each image .* enlarge data.batch_size"):
+        task(batch, 0.0)
+    assert torch.isfinite(task.eval()(batch, 0.0)["loss"])  # the last batch of a validation may be one image
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"cover": 1.5}, {"side": (0.5, 0.1)}, {"unit": (1.0, 0.0)}):
         with pytest.raises(UserError, match="SwinTriple"):

@@ -174,6 +174,13 @@ def test_a_network_that_sees_nothing_is_told() -> None:
     assert "not seen" in task.verdict(signs)
 
 
+def test_a_batch_of_one_image_is_refused_in_training_only(make_batch) -> None:
+    task, batch = VolumeFusion(unet(2), widths=[4, 8]), make_batch((16, 16), 1)
+    with pytest.raises(UserError, match="VolumeFusion mixes each image .* enlarge data.batch_size"):
+        task(batch, 0.0)
+    assert torch.isfinite(task.eval()(batch, 0.0)["loss"])  # the last batch of a validation may be one image
+
+
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"levels": 0}, {"boxes": (5, 2)}, {"side": (0.1, 1.5)}):
         with pytest.raises(UserError, match="VolumeFusion"):

@@ -6,7 +6,22 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ssl_med.errors import UserError
 from ssl_med.ops import ranks
+
+
+def check_neighbours(who: str, rows: int) -> None:
+    """Refuse a global batch in which an image has no neighbour.
+
+    Args:
+        who: what needs neighbours.
+        rows: of this process.
+
+    Raises:
+        UserError: there is only one row, which would be mixed with itself.
+    """
+    if rows * ranks.world_size() < 2:
+        raise UserError(f"{who} mixes each image with another of the batch, which has only one: enlarge data.batch_size")
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from ssl_med.decoders import PyramidDecoder
 from ssl_med.ops.collapse import feature_spread
 from ssl_med.ops.contrast import nt_xent
 from ssl_med.ops.coverage import covered_boxes
-from ssl_med.ops.neighbours import neighbour
+from ssl_med.ops.neighbours import check_neighbours, neighbour
 from ssl_med.ops.quarter_turns import turn_images, turning_plane
 from ssl_med.ops.random import Draws
 from ssl_med.ops.ranks import mean, total, world_size
@@ -101,7 +101,13 @@ class SwinTriple(PretextTask):
         self._progress = 0.0
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """All three losses, and beside them chance and what copying the input would score."""
+        """All three losses, and beside them chance and what copying the input would score.
+
+        Raises:
+            UserError: in training, a global batch of one image: nothing to swap in, and nothing to tell it from.
+        """
+        if self.training:
+            check_neighbours("SwinTriple", len(batch["image"]))
         view = self.views(batch)[0]
         copies = self.copies(view)
         pooled, restored = self.read(copies, view.get("spacing"))

@@ -16,7 +16,7 @@ from ssl_med.backbones.unet import CONV
 from ssl_med.decoders import PyramidDecoder
 from ssl_med.errors import UserError
 from ssl_med.ops.fusion import draw_fusion_boxes, fuse, fusion_losses, paint_classes
-from ssl_med.ops.neighbours import neighbour
+from ssl_med.ops.neighbours import check_neighbours, neighbour
 from ssl_med.tasks.base import PretextTask
 from ssl_med.transforms import Flip, SingleView, Views
 from ssl_med.transforms.base import check_range, draws_of
@@ -84,7 +84,13 @@ class VolumeFusion(PretextTask):
         self._progress = 0.0
 
     def forward(self, batch: Batch, progress: float) -> Losses:
-        """Dice and cross-entropy of the classes, and the cross-entropy of a network that sees nothing."""
+        """Dice and cross-entropy of the classes, and the cross-entropy of a network that sees nothing.
+
+        Raises:
+            UserError: in training, a global batch of one image: foreground and background would be the same.
+        """
+        if self.training:
+            check_neighbours("VolumeFusion", len(batch["image"]))
         fused = self.fuse(batch)
         parts = fusion_losses(self.segment(fused), fused.classes, fused.counted)
         return {"loss": parts["dice"] + parts["cross_entropy"], **parts}
