@@ -325,6 +325,16 @@ def test_choices_fit_the_data(images: int) -> None:
     assert DINO.choose({"centring": "sinkhorn"}, Plan(1_300_000, 64, 100, forward_size=16))["prototypes"] == few
 
 
+def test_koleo_is_left_out_where_a_forward_pass_has_one_image(make_batch) -> None:
+    plan = Plan(500, 16, 100, forward_size=1)
+    koleo = DINO.choose({}, plan)["koleo"]
+    assert koleo.value == 0
+    assert "there is one" in koleo.reason
+    assert DINO.choose({}, Plan(500, 16, 100, forward_size=2))["koleo"].value == 0.1
+    task = tiny(koleo=koleo.value)
+    assert torch.isfinite(task(make_batch((16, 16), 1), 0.5)["loss"])
+
+
 def test_verdicts() -> None:
     task, most = tiny(), math.log(4096)
     healthy = {

@@ -27,6 +27,8 @@ from ssl_med.types import Batch, Losses
 
 PROTOTYPES, HIDDEN_DIM, MOMENTUM, FREEZE_LAST = 65536, 2048, 0.996, 0.01
 """The paper's values of what is chosen from the data when it is left open."""
+_WIDE = 100_000
+"""Images from which on the paper's head and its loss alone are chosen."""
 SETTLED, INFORMED = 0.5, 0.02
 """Share of the training after which a teacher that tells images apart by less than so many nats has collapsed."""
 _CENTRED = 0.15
@@ -239,7 +241,7 @@ class DINO(PretextTask):
             )
         memory = min(max(0.01 * plan.steps, 10.0), 250.0)
         epoch = plan.images / plan.batch_size / plan.steps
-        wide = plan.images >= 100_000
+        wide = plan.images >= _WIDE
         return {
             "prototypes": Choice(prototypes, why),
             "hidden_dim": Choice(HIDDEN_DIM if wide else 512, "2048 (the paper's) from 100,000 images on, 512 below"),
@@ -248,10 +250,7 @@ class DINO(PretextTask):
                 f"the teacher remembers {memory:.0f} steps: 1 % of {plan.steps}, within 10 and 250 (the paper's)",
             ),
             "freeze_last": Choice(round(min(epoch, 0.1), 4), "the first epoch, at most a tenth of the training"),
-            "koleo": Choice(
-                0.0 if wide else 0.1,
-                "DINOv2's weight below 100,000 images: without it a short training may never leave the uniform teacher",
-            ),
+            "koleo": _chosen_koleo(plan),
         }
 
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
@@ -303,6 +302,15 @@ class DINO(PretextTask):
     def layers(self) -> list[list[nn.Parameter]]:
         """The backbone's; the heads count as last."""
         return self.backbone.layers()
+
+
+def _chosen_koleo(plan: Plan) -> Choice:
+    if plan.forward_size < 2:
+        return Choice(0.0, "KoLeo keeps the images of a forward pass apart, and there is one")
+    return Choice(
+        0.0 if plan.images >= _WIDE else 0.1,
+        "DINOv2's weight below 100,000 images: without it a short training may never leave the uniform teacher",
+    )
 
 
 def join(views: list[Batch]) -> Batch:
