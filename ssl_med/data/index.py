@@ -116,7 +116,7 @@ def _found(folder: Path, manifest: Path | None, columns: dict[str, str]) -> Plan
         return plan_bids(folder, columns)
     tables, notes = find_tables(folder, manifest, columns)
     if len(tables) == 1:
-        return Plan(tables[0].layout(), tables[0].records)
+        return Plan(replace(tables[0].layout(), notes=notes), tables[0].records)
     if columns:
         raise UserError(f"columns were given and {len(tables)} tables name images: choose one with manifest")
     if tables:

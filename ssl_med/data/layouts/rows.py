@@ -1,4 +1,4 @@
-"""Rows of a CSV or parquet file as words, read from the start each time they are asked for, never all held."""
+"""Rows of a CSV, TSV or parquet file as words, read from the start each time they are asked for, never all held."""
 
 import csv
 from collections.abc import Iterator
@@ -6,8 +6,12 @@ from pathlib import Path
 
 from ssl_med.errors import UserError
 
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
 """Ends of the names of files that may be tables."""
+
+
+_SEPARATORS = (",", ";", "\t")
+"""Excel writes semicolons where a comma is the decimal point."""
 
 
 class NotATable(UserError):
@@ -45,9 +49,16 @@ def rows_of(path: Path) -> Iterator[dict[str, str]]:
 def _lines(path: Path) -> Iterator[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from (line for line in csv.reader(file, strict=True) if any(line))
+            separator = _separator(next((line for line in file if line.strip()), ""))
+            file.seek(0)
+            yield from (line for line in csv.reader(file, strict=True, delimiter=separator) if any(line))
     except (csv.Error, UnicodeDecodeError) as error:
         raise NotATable(f"table {path.name} is not CSV in UTF-8 ({error}): save it again as such") from None
+
+
+def _separator(header: str) -> str:
+    """What parts the line of names into most columns; a comma where nothing does."""
+    return max(_SEPARATORS, key=lambda separator: len(next(csv.reader([header], delimiter=separator), [])))
 
 
 def _parquet(path: Path):

@@ -1,4 +1,4 @@
-"""A table (CSV or parquet) that names images: which column means what, and one record per row."""
+"""A table (CSV, TSV or parquet) that names images: which column means what, and one record per row."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) ->
     """The table that was asked for, or every table at the top of a folder that names images in it.
 
     Returns:
-        The tables, and a note for each table that nobody asked for and that could not be read.
+        The tables, and a note for each other table there: why it is not used.
 
     Raises:
         UserError: the table does not exist, cannot be read or names no image; an unknown field or column.
@@ -56,18 +56,30 @@ def find_tables(folder: Path, manifest: Path | None, columns: dict[str, str]) ->
         if not table.source["image"]:
             raise UserError(f"no column of {path.name} names image files: say which with columns={{'image': '...'}}")
         return [table], ()
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    tables, notes = [], []
+    tables, notes, unused, paths = [], [], [], _tables_in(folder, columns)
     for path in paths:
         try:
-            tables.append(Table(folder, path, columns if len(paths) == 1 else {}))
+            table = Table(folder, path, columns if len(paths) == 1 else {})
         except NotATable as error:
             notes.append(str(error))
-    return [table for table in tables if table.source["image"]], tuple(notes)
+            continue
+        if table.source["image"]:
+            tables.append(table)
+        else:
+            unused.append(f"table {path.name} names no image files of this folder, not used")
+    return tables, (*notes, *unused)
+
+
+def _tables_in(folder: Path, columns: dict[str, str]) -> list[Path]:
+    """Tables at the top of a folder but for one of boxes that a person named."""
+    named = [columns[field] for field in ("boxes", "boxes_mm") if columns.get(field)]
+    boxes = {place.resolve() for name in named for place in (Path(name), folder / name)}
+    paths = sorted(folder.glob("*")) if folder.is_dir() else []
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.resolve() not in boxes]
 
 
 class Table:
-    """A CSV or parquet file and the meaning of its columns; it is read again for each pass, so no rows are held.
+    """A CSV, TSV or parquet file and the meaning of its columns; it is read again for each pass, so no rows are held.
 
     Args:
         folder: where the images lie.
@@ -86,7 +98,8 @@ class Table:
         if "label" not in columns and not columns.get("mask") and self._names_files(self.source["label"]):
             self.source["mask"], self.source["label"] = self.source["label"], ""  # `label` is a file of voxel labels
         self.targets = targets_of(path, self.header, columns, folder)
-        self.class_names, self._classes, self.count = self._find_classes()
+        used = bool(self.source["image"])  # of any other table the labels do not matter
+        self.class_names, self._classes, self.count = self._find_classes() if used else ((), {}, 0)
 
     def layout(self) -> Layout:
         """How the table was understood, in words."""
