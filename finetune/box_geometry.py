@@ -3,7 +3,7 @@
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _LARGEST = 4.0
@@ -20,6 +20,13 @@ def centres(boxes: Float[Tensor, "*rows corners"]) -> Float[Tensor, "*rows d"]:
     """Middles."""
     axes = boxes.shape[-1] // 2
     return (boxes[..., :axes] + boxes[..., axes:]) / 2
+
+
+def contain(boxes: Float[Tensor, "b n corners"], points: Float[Tensor, "*more m d"]) -> Bool[Tensor, "b n m"]:
+    """Which points lie inside which box; in one without extent none."""
+    axes = points.shape[-1]
+    points = points.unsqueeze(-3)
+    return ((points >= boxes[..., None, :axes]) & (points < boxes[..., None, axes:])).all(-1)
 
 
 def overlaps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from finetune.anchors import anchors_of, assign
-from finetune.box_geometry import centres, clipped, decode, generalised_iou, without_repeats
+from finetune.box_geometry import centres, clipped, contain, decode, generalised_iou, without_repeats
 from finetune.box_windows import Window, has_the_say, windows_over
 from finetune.detection_metrics import judge, summary
 from finetune.focal import sigmoid_focal
@@ -30,7 +30,8 @@ _PROPOSALS = 512
 class Detect(Tuned):
     """Boxes of lesions or structures with their classes.
 
-    Cells centred on unlabelled voxels (``mask`` -1, or not ``valid``) and lines of boxes without a label count nowhere.
+    Cells centred on what is not ``valid``, on a box of the class -1 (an unknown lesion, or one whose centre the crop
+    does not show), or on voxels of ``mask`` -1 where a batch has one count nowhere.
 
     Args:
         backbone: pretrained or not.
@@ -104,13 +105,14 @@ class Detect(Tuned):
 
     def _counted(self, view: Batch, anchors: Tensor) -> Tensor:
         """(b, m): anchors that are background where they answer for no box."""
-        image = view["image"]
+        image, boxes, labels = view["image"], view["boxes"], view["box_labels"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         known = torch.ones_like(image[:, 0], dtype=torch.bool)
         if "valid" in view:
             known &= view["valid"][:, 0]
         if "mask" in view:
             known &= view["mask"][:, 0] >= 0
-        return known[(slice(None), *_voxels(anchors, tuple(image.shape[2:])))]
+        shown = known[(slice(None), *_voxels(anchors, tuple(image.shape[2:])))]
+        return shown & ~(contain(boxes, centres(anchors)) & (labels < 0)[..., None]).any(1)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.box_geometry import centres, iou, sides
+from finetune.box_geometry import centres, contain, iou, overlaps, sides
 
 IOUS = (0.1, *[round(0.5 + 0.05 * i, 2) for i in range(10)])
 """0.1 is the usual one for lesions in volumes, 0.5 for images; 0.5 to 0.95 is COCO's range."""
@@ -23,10 +23,14 @@ HIT, FALSE, REPEATED = 1, 0, -1
 def judge(found: Tensor, boxes: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
     """What each found box is worth.
 
+    **Where the reference knows nothing** (boxes of the class -1 that are not zeros) a found box is neither right nor
+    wrong: if its centre lies in such a box, or half of it does (COCO's rule for crowds), and it hits nothing known, it
+    is struck out, that is, of the class -1. What it hits is told by IoU 0.1 of its class, or by LUNA16's rule.
+
     Args:
         found: (b, k, 2 * axes + 2): corners, score, class; class -1 where there is none; the best first.
         boxes: (b, n, 2 * axes) of the reference.
-        labels: (b, n) their classes; -1 is no box.
+        labels: (b, n) their classes; -1 is no box, or one of which nothing is known.
         classes: how many there are.
 
     Returns:
@@ -37,13 +41,24 @@ def judge(found: Tensor, boxes: Tensor, labels: Tensor, classes: int) -> dict[st
     corners, score, kind = found[..., :-2], found[..., -2], found[..., -1].long()
     shared = iou(corners, boxes) * (kind[..., None] == labels[:, None]) * (labels >= 0)[:, None]
     lesions = torch.stack([(labels == value).sum(1) for value in range(classes)], 1)
+    hits = true_positives(shared.cpu(), IOUS)
+    verdict = _luna(corners.cpu(), kind.cpu() >= 0, boxes.cpu(), labels.cpu() >= 0)
+    unsure = _where_unknown(corners, boxes, labels).cpu() & (verdict == FALSE)
     return {
         "score": score,
-        "class": kind,
-        "hits": true_positives(shared.cpu(), IOUS).to(torch.uint8),
-        "froc": _luna(corners.cpu(), kind.cpu() >= 0, boxes.cpu(), labels.cpu() >= 0),
+        "class": torch.where((unsure & ~hits[..., 0]).to(kind.device), -1, kind),
+        "hits": hits.to(torch.uint8),
+        "froc": torch.where(unsure, REPEATED, verdict),
         "lesions": lesions,
     }
+
+
+def _where_unknown(corners: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """(b, k): found boxes with their centre, or half of them, in a place of which nothing is known."""
+    unknown = (labels < 0)[:, None]
+    held = overlaps(corners[:, :, None], boxes[:, None])[0] / sides(corners).prod(-1).clamp_min(1e-9)[..., None]
+    centred = contain(boxes, centres(corners)).transpose(1, 2)
+    return (unknown & (centred | (held >= 0.5))).any(2)
 
 
 def true_positives(shared: Tensor, thresholds: tuple[float, ...]) -> Tensor:

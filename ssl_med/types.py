@@ -28,8 +28,10 @@ class Batch(TypedDict, total=False):
     voxels of this batch's ``image``. They are faces: the voxel 3 alone is a box from 3 to 4, and an image of 96 voxels
     goes from 0 to 96. A crop keeps the boxes whose centre it shows, clipped to it. ``n`` is the largest number of boxes
     that an image of the split has; lines beyond an image's own, and boxes that left the picture, have ``box_labels`` -1
-    and hold zeros. They need not stand at the end: choose by ``box_labels >= 0``. Transforms of geometry move boxes
-    with the image (a turned box becomes the straight one around it); views that cut several crops leave them out.
+    and hold zeros. They need not stand at the end: choose by ``box_labels >= 0``. A line of -1 that is not zeros is a
+    place where nothing is known, or what is seen of a box whose centre is out of the picture: no box, and no background
+    either. Transforms of geometry move boxes with the image (a turned box becomes the straight one around it); views
+    that cut several crops leave them out.
     """
 
     image: Required[Float[Tensor, "b c *space"]]
@@ -40,8 +42,8 @@ class Batch(TypedDict, total=False):
     label: Tensor  # (b,) class (or grade, for ordinal targets) of the whole image; -1 = unlabelled
     labels: Int[Tensor, "b k"]  # several findings: 1, 0, or -1 = unknown
     value: Float[Tensor, " b"]  # a measured number, such as an age or a volume; always known where it is there
-    boxes: Float[Tensor, "b n corners"]  # lowest, then highest corner, see below; lines without a label are zeros
-    box_labels: Int[Tensor, "b n"]  # class of each box; -1 = this line is no box
+    boxes: Float[Tensor, "b n corners"]  # lowest, then highest corner, see below; lines without any box are zeros
+    box_labels: Int[Tensor, "b n"]  # class of each box; -1 = none, or not known where the line is not zeros
     modality: Int[Tensor, " b"]  # place in MODALITIES; 0 = unknown or none of them
     key: Int[Tensor, " b"]  # random key of each sample, a function of (seed, its global position)
     id: list[str]  # keyed hash of the sample, never a path

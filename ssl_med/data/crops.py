@@ -159,11 +159,13 @@ def whole_region(space: list[int], spacing: list[float], size: list[int], new_sp
 
 
 def boxes_inside(boxes: np.ndarray, region: Region, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The boxes whose centre lies in a crop, clipped to it.
+    """The boxes of which a crop shows something, clipped to it.
+
+    One whose centre lies outside has the class -1 there: it is no background, and too little of it is seen to learn it.
 
     Args:
-        boxes: (m, 2n + 1): lowest and highest corners in voxels of the image, then the class; a box around voxel 3
-            alone goes from 3 to 4.
+        boxes: (m, 2n + 1): lowest and highest corners in voxels of the image, then the class, -1 where it is not known
+            whether there is anything; a box around voxel 3 alone goes from 3 to 4.
         region: the crop. A turned box becomes the straight one that encloses it.
         most: lines of the answer; what is not needed is 0, with the class -1.
 
@@ -176,8 +178,10 @@ def boxes_inside(boxes: np.ndarray, region: Region, most: int) -> tuple[torch.Te
         back = np.linalg.inv(region.matrix)
         corners = moved(corners, back, 0.5 - back @ (0.5 + region.offset))
     centre = (corners[:, :axes] + corners[:, axes:]) / 2
-    kept = ((centre >= 0) & (centre < region.size)).all(1)
+    whole = ((centre >= 0) & (centre < region.size)).all(1)
+    shown = np.clip(corners, 0, np.tile(region.size, 2))
+    kept = whole | (shown[:, axes:] > shown[:, :axes]).all(1)
     found, classes = np.zeros((most, 2 * axes), np.float32), np.full(most, -1, np.int64)
-    found[: kept.sum()] = np.clip(corners[kept], 0, np.tile(region.size, 2))
-    classes[: kept.sum()] = boxes[kept, -1]
+    found[: kept.sum()] = shown[kept]
+    classes[: kept.sum()] = np.where(whole, boxes[:, -1], -1)[kept]
     return torch.from_numpy(found), torch.from_numpy(classes)

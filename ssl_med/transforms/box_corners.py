@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ssl_med.ops.constants import constant
 
+_LEAST = 1e-3
+"""Voxels: a line without a box stays one however it is turned."""
+
 
 def mirrored(
     boxes: Float[Tensor, "b n corners"], chosen: Bool[Tensor, " b"], axis: int, size: int
@@ -47,10 +50,14 @@ def enclosing(
 def settled(
     boxes: Float[Tensor, "b n corners"], labels: Int[Tensor, "b n"], size: tuple[int, ...]
 ) -> tuple[Float[Tensor, "b n corners"], Int[Tensor, "b n"]]:
-    """Boxes clipped to a picture of ``size`` voxels; those whose centre it does not show become lines without a box."""
+    """Boxes clipped to a picture of ``size`` voxels; of the class -1 where it does not show the centre.
+
+    What it shows of those is kept, since it is no background; of what it does not show at all the line is zeros.
+    """
     axes = len(size)
     limit = constant(size, boxes.device, boxes.dtype)
     centre = (boxes[..., :axes] + boxes[..., axes:]) / 2
     kept = ((centre >= 0) & (centre < limit)).all(2) & (labels >= 0)
     clipped = torch.minimum(boxes.clamp_min(0), limit.repeat(2))
-    return torch.where(kept[..., None], clipped, 0.0), torch.where(kept, labels, -1)
+    shown = kept | (clipped[..., axes:] - clipped[..., :axes] > _LEAST).all(2)
+    return torch.where(shown[..., None], clipped, 0.0), torch.where(kept, labels, -1)

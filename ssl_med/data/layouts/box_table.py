@@ -36,9 +36,9 @@ class BoxTable:
                 "image, x, y, z, w, h, d, class"
             )
         rows = [row for row in rows_of(path) if any(row[name] for name in self._sides)]  # others: none in that image
-        words = {row[kind] for row in rows} if kind else set()
+        words = {row[kind] for row in rows} - {"-1"} if kind else set()
         self.class_names = () if all(word.isdigit() for word in words) else tuple(sorted(words))
-        numbers = {word: number for number, word in enumerate(self.class_names)}
+        numbers = {word: number for number, word in enumerate(self.class_names)} | {"-1": -1}
         self._lines: dict[str, list[Line]] = defaultdict(list)
         for row in rows:
             entry = {**row, "class": numbers.get(row[kind], row[kind]) if kind else 0}
@@ -78,10 +78,10 @@ def box_line(entry: Any, where: str) -> Line:
         numbers = []
     axes = (len(numbers) - 1) // 2
     corner, sides, kind = numbers[:axes], numbers[axes:-1], numbers[-1:]
-    whole = bool(kind) and kind[0].is_integer() and kind[0] >= 0
+    whole = bool(kind) and kind[0].is_integer() and kind[0] >= -1
     if len(numbers) not in (5, 7) or not all(map(math.isfinite, numbers)) or min(sides) <= 0 or not whole:
         raise UserError(
             f"{where}: {entry} is no box: expected x, y, w, h, class or x, y, z, w, h, d, class with positive sides "
-            "and a class 0, 1, 2 ..."
+            "and a class 0, 1, 2 ..., or -1 where it is not known what is there"
         )
     return (*corner, *(a + side for a, side in zip(corner, sides, strict=True)), *kind)

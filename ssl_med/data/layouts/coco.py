@@ -23,7 +23,7 @@ def is_coco(content: Any) -> bool:
 
 
 def plan_coco(path: Path, content: dict[str, Any], folder: Path) -> Plan:
-    """Understand a COCO file; its categories become classes 0, 1, 2 ... in the order of their ids.
+    """Understand a COCO file; its categories become classes 0, 1, 2 ... in the order of their ids, crowds class -1.
 
     Args:
         path: the JSON file.
@@ -40,7 +40,7 @@ def plan_coco(path: Path, content: dict[str, Any], folder: Path) -> Plan:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path.name} is no COCO file: {error} is missing or of the wrong type in an entry") from None
     names = tuple(name for _, name in categories)
-    count = sum(map(len, boxes.values()))
+    count = sum(line[-1] >= 0 for lines in boxes.values() for line in lines)
     layout = Layout(f"COCO {path.name}: {len(images)} images, {count} boxes", files=len(images), box_names=names)
     return Plan(layout, partial(_records, path, folder, images, boxes))
 
@@ -64,11 +64,10 @@ def find_coco(folder: Path, most_bytes: int) -> tuple[Path, dict[str, Any]] | No
 def _boxes(path: Path, annotations: list[Any], places: dict[int, int]) -> dict[Any, list[Line]]:
     found: dict[Any, list[Line]] = defaultdict(list)
     for number, entry in enumerate(annotations):
-        if entry.get("iscrowd"):
-            continue  # a crowd is a region, not one thing
         if entry["category_id"] not in places:
             raise UserError(f"{path.name}, annotation {number}: category {entry['category_id']} is not in categories")
-        line = [*entry["bbox"], places[entry["category_id"]]]
+        crowd = entry.get("iscrowd")  # a region of several that are not told apart: nothing to learn, no background
+        line = [*entry["bbox"], -1 if crowd else places[entry["category_id"]]]
         found[entry["image_id"]].append(box_line(line, f"{path.name}, annotation {number}"))
     return found
 
