@@ -4,6 +4,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ssl_med.data.rows import Row
 from ssl_med.data.store import Store
 from ssl_med.errors import UserError
@@ -20,7 +22,8 @@ def groups_of_rows(store: Store, rows: Sequence[Row], targets: str | None) -> di
     Args:
         store: whose images.
         rows: the images.
-        targets: of the fine-tuning; with ``mask`` the size of what is outlined is a column.
+        targets: of the fine-tuning; with ``mask`` the size of what is outlined is a column, with ``boxes`` the longest
+            side of any box.
     """
     columns: dict[str, list[str]] = {
         "site": [row.site for row in rows],
@@ -34,6 +37,8 @@ def groups_of_rows(store: Store, rows: Sequence[Row], targets: str | None) -> di
     if targets == "mask":
         unit = "ml" if store.spatial_dims == 3 else "mm2"
         columns[f"outlined size ({unit})"] = [f"{_size(store, row):.6g}" for row in rows]
+    if targets == "boxes":
+        columns |= _longest_sides(rows)
     codes = ("site", "modality", "dataset", "class")  # may look like numbers, and are none
     bands = {name: values if name in codes else banded(values) for name, values in columns.items()}
     return {name: cut for name, cut in bands.items() if len(set(cut) - {""}) > 1}
@@ -51,6 +56,19 @@ def _size(store: Store, row: Row) -> float:
     for length in row.spacing:
         voxel *= length
     return float((store.read(row, "masks") > 0).sum()) * voxel / (1000.0 if store.spatial_dims == 3 else 1.0)
+
+
+def _longest_sides(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The longest side of any known box of an image, in voxels if images have no spacing; empty without a box."""
+    metric = all(row.affine or set(row.spacing) != {1.0} for row in rows)
+    values = []
+    for row in rows:
+        axes = len(row.spacing)
+        lines = np.array(row.boxes).reshape(-1, 2 * axes + 1)
+        sides = (lines[:, axes : 2 * axes] - lines[:, :axes])[lines[:, -1] >= 0]
+        longest = (sides * row.spacing if metric else sides).max(initial=0.0)
+        values.append(f"{longest:.6g}" if longest else "")
+    return {f"longest side of a box ({'mm' if metric else 'voxels'})": values}
 
 
 def banded(values: Sequence[str]) -> list[str]:
