@@ -72,21 +72,39 @@ def plan(
     layout: Kind = "auto",
     dataset: str = "",
     tiling: Tiling | None = None,
+    ignored: int | None = None,
 ) -> Plan:
-    """The layout and the records together, for one look at the names; arguments and errors as :func:`find_images`."""
+    """The layout and the records together, for one look at the names; arguments and errors as :func:`find_images`.
+
+    Voxels of the label ``ignored``, and of nnU-Net's label ``ignore``, are read as -1.
+    """
     folder, columns = Path(folder), columns or {}
     if not folder.exists():
         raise UserError(f"data folder {folder} does not exist: check the path")
     if layout not in KINDS:
         raise UserError(f"layout is {layout!r}, expected one of {', '.join(KINDS)}")
     found = _planned(folder, manifest, columns, layout)
-    return found._replace(records=partial(_completed, found.records, dataset, tiling))
+    told = _with_ignored(found.layout, ignored)
+    return Plan(told, partial(_completed, found.records, dataset, tiling, told.ignored_labels))
 
 
-def _completed(records: Callable[[], Iterator[Record]], dataset: str, tiling: Tiling | None) -> Iterator[Record]:
-    """Slides as tiles, and every record with the name of its data set."""
+def _with_ignored(layout: Layout, asked: int | None) -> Layout:
+    """The layout with what a person says that is to be ignored, and a note of it."""
+    labels = tuple(sorted({*layout.ignored_labels, *([] if asked is None else [asked])}))
+    if not labels:
+        return layout
+    names = {value: name for value, name in layout.mask_names.items() if value not in labels}
+    note = f"voxels of label {', '.join(map(str, labels))} are kept as -1 and count nowhere"
+    return replace(layout, ignored_labels=labels, mask_names=names, notes=(*layout.notes, note))
+
+
+def _completed(
+    records: Callable[[], Iterator[Record]], dataset: str, tiling: Tiling | None, ignored: tuple[int, ...]
+) -> Iterator[Record]:
+    """Slides as tiles, and every record with the name of its data set and the voxel labels that say nothing."""
     for record in records():
         named = replace(record, dataset=dataset) if dataset and not record.dataset else record
+        named = replace(named, ignored=ignored) if ignored and named.mask else named
         if record.reader == "slides" and record.item is None and not record.aside:
             yield from tile_records(named, tiling)
         else:
@@ -108,7 +126,7 @@ def _asked_datalist(manifest: Path, folder: Path) -> Plan:
     if path is None:
         raise UserError(f"manifest {manifest} does not exist: check the path")
     content = load_json(path)
-    return plan_coco(path, content, folder) if is_coco(content) else plan_datalist(path, folder)
+    return plan_coco([(path, content)], folder) if is_coco(content) else plan_datalist(path, folder)
 
 
 def _found(folder: Path, manifest: Path | None, columns: dict[str, str]) -> Plan:
@@ -122,8 +140,12 @@ def _found(folder: Path, manifest: Path | None, columns: dict[str, str]) -> Plan
     if tables:
         names = ", ".join(table.path.name for table in tables)
         notes += (f"several tables name images ({names}), none was used: choose one with manifest",)
-    if not tables and (coco := find_coco(folder, MOST_BYTES)):
-        return plan_coco(*coco, folder)
-    datalist = None if (folder / "imagesTr").is_dir() else find_datalist(folder)
-    understood = plan_datalist(datalist, folder) if datalist else plan_tree(folder)
+    understood = _without_table(folder, coco=not tables)
     return understood._replace(layout=replace(understood.layout, notes=understood.layout.notes + notes))
+
+
+def _without_table(folder: Path, coco: bool) -> Plan:
+    if coco and (found := find_coco(folder, MOST_BYTES)):
+        return plan_coco(found, folder)
+    datalist = None if (folder / "imagesTr").is_dir() else find_datalist(folder)
+    return plan_datalist(datalist, folder) if datalist else plan_tree(folder)
