@@ -57,17 +57,22 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
+def exports_in(folder: str | Path) -> list[Path]:
+    """The folders with a card that :func:`find_export` chooses from; also those made for another library."""
+    folder = Path(folder)
+    if (folder / "card.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("exports/*/card.json"))
+    return found or sorted(path.parent for path in folder.glob("*/card.json"))
+
+
 def find_export(folder: str | Path) -> Path:
     """The folder of an export: itself, ``exports/<name>`` of a run, or the one that ``ssl-med export`` made in it.
 
     Raises:
         UserError: none, or several.
     """
-    folder = Path(folder)
-    if (folder / "card.json").is_file():
-        return folder
-    found = sorted(path.parent for path in folder.glob("exports/*/card.json"))
-    found = found or sorted(path.parent for path in folder.glob("*/card.json"))
+    found = exports_in(folder)
     if len(found) == 1:
         return found[0]
     what = (
