@@ -150,6 +150,20 @@ def test_all_channels_move_together_and_only_the_chosen_images() -> None:
     assert 0 < still.sum() < 20
 
 
+@pytest.mark.parametrize("size", [8, 9, 10, 15, 19, 20, 30])
+def test_faithful_sides_are_those_of_the_original_below_twenty_voxels(size: int) -> None:
+    image = {"image": torch.zeros(1, 1, size, size, size)}
+    for faithful, limit in ((True, max(size // 10, 1)), (False, max(size // 10, 2))):
+        transform = LocalShuffle(1.0, windows=300, faithful=faithful)
+        assert transform.plan(image, Draws(keys(1)))["limits"].tolist() == [[limit] * 3]
+    moved = {
+        faithful: (sources((size, size, size), windows=2000, faithful=faithful) != np.arange(size**3).reshape([size] * 3))
+        for faithful in (True, False)
+    }
+    assert bool(moved[True].any()) is (size >= 20)  # windows of one voxel leave all where it is
+    assert moved[False].any()
+
+
 def test_windows_in_millimetres_follow_the_spacing() -> None:
     spacing = torch.tensor([[5.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
     batch = {"image": torch.zeros(2, 1, 40, 40, 40), "spacing": spacing}

@@ -34,6 +34,10 @@ class LocalShuffle(Corruption):
         unit: of ``largest``: voxels, or mm, which takes the spacing of each image (one where the batch has none).
         windows: number per image; by default as many as cover the image as often as the published 10,000 windows cover
             64 x 64 x 32 voxels, which at that size are 10,000.
+        faithful: a tenth of the axis as published, U{1..n//10}: sides of one voxel where the axis has fewer than 20.
+
+    Raises:
+        UserError: a setting out of its range, or ``mm`` without ``largest``.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class LocalShuffle(Corruption):
         largest: float | Sequence[float] | None = None,
         unit: Literal["voxels", "mm"] = "voxels",
         windows: int | None = None,
+        faithful: bool = False,
     ) -> None:
         super().__init__(probability)
         if windows is not None:
@@ -49,7 +54,7 @@ class LocalShuffle(Corruption):
         if unit not in ("voxels", "mm") or (unit == "mm" and largest is None):
             raise UserError(f"LocalShuffle: unit is voxels or mm, and mm needs largest; got {unit}, largest {largest}")
         self.largest = list(largest) if isinstance(largest, Sequence) else largest
-        self.unit, self.windows = unit, windows
+        self.unit, self.windows, self.faithful = unit, windows, faithful
 
     def plan(self, batch: Batch, draws: Draws) -> Params:
         """A key per image, the largest window of each in voxels (b, 3), and the number of its windows (b,)."""
@@ -95,7 +100,8 @@ class LocalShuffle(Corruption):
     def _sides(self, space: tuple[int, int, int]) -> list[int]:
         """Largest side of a window in voxels along z, y, x."""
         if self.largest is None:
-            return [min(max(length // 10, 2), length) for length in space]
+            least = 1 if self.faithful else 2
+            return [min(max(length // 10, least), length) for length in space]
         sides = self.largest if isinstance(self.largest, list) else [self.largest] * 3
         sides = [1] * (3 - len(sides)) + sides
         return [min(max(int(side), 1), length) for side, length in zip(sides, space, strict=True)]
