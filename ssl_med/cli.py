@@ -57,6 +57,7 @@ def _prepare(p: argparse.ArgumentParser) -> None:
         help="store a saliency map of every image, for SSiT and MAE: fine_grained, spectral_residual, gradient, "
         "entropy, foreground, or a folder that holds a map at the place of each image",
     )
+    p.add_argument("--check", action="store_true", help="read the whole store, and do damaged images again")
     p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
     p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")
 

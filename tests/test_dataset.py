@@ -10,11 +10,12 @@ from scipy.ndimage import map_coordinates
 from stores import pictures, store_of, volume, volumes
 
 from ssl_med.data.crops import CropAffine
-from ssl_med.data.dataset import CropDataset, WholeDataset
+from ssl_med.data.dataset import CropDataset
 from ssl_med.data.module import StoreData
 from ssl_med.data.rows import Rows
 from ssl_med.data.sampler import GlobalOrder
 from ssl_med.data.store import Store
+from ssl_med.data.whole import WholeDataset
 from ssl_med.errors import UserError
 
 

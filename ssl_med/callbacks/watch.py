@@ -231,11 +231,12 @@ class Probes(Watch):
         try:
             if not self._random:
                 self._random = probe(random_twin(backbone), data, "val", self.crops)
+            found = probe(backbone, data, "val", self.crops)
         except UserError as error:  # labels that cannot be probed must not end a training that needs none
             self._impossible = True  # not times = 0: the other processes would go on without this one
-            LOG.warning("no probes in this run: %s", error)
+            LOG.warning("no%s probes in this run: %s", " more" if self._random else "", error)
             return
-        scores = {f"probe/{name}": value for name, value in probe(backbone, data, "val", self.crops).items()}
+        scores = {f"probe/{name}": value for name, value in found.items()}
         _log(trainer, {**scores, **{f"probe/{name}_random": value for name, value in self._random.items()}})
         self._improved = trainer.global_step > 0 and scores["probe/knn"] > self._best
         self._best = max(self._best, scores["probe/knn"]) if trainer.global_step else self._best

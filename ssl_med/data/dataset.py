@@ -1,4 +1,4 @@
-"""Samples from a store: random crops for training, whole images for evaluation."""
+"""Samples from a store: random crops for training; see :mod:`ssl_med.data.whole` for evaluation."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ssl_med.data.buffers import Buffers
-from ssl_med.data.crops import CropAffine, Region, boxes_inside, random_region, straight_region, whole_region
+from ssl_med.data.crops import CropAffine, Region, boxes_inside, random_region
 from ssl_med.data.filling import fill_image, fill_labels
 from ssl_med.data.intensity import Policy, channels_of
 from ssl_med.data.ledger import Ledger
@@ -88,16 +88,38 @@ def boxes_of(row: Row) -> np.ndarray:
     return np.asarray(row.boxes, np.float64).reshape(-1, 2 * len(row.spacing) + 1)
 
 
-def _most_boxes(rows: Rows, targets: Target | None) -> int:
+def most_boxes(rows: Rows, targets: Target | None) -> int:
+    """Lines that the boxes of any of these images need; 0 where boxes are not asked for."""
     if targets != "boxes":
         return 0
     return int(rows.counts("boxes").max(initial=0)) // (2 * rows.lengths("spacing").shape[1] + 1)
 
 
+class DamagedImage(UserError):
+    """An image of an evaluation that is not what was stored: nothing may stand in for it."""
+
+
+def refused(store: Store, row: Row, error: Damaged, ledger: Ledger) -> DamagedImage:
+    """Note a damaged image, and say what to do about it.
+
+    Args:
+        store: where it lies.
+        row: which image.
+        error: what is wrong with it.
+        ledger: where it is noted; it does not count among those that a training leaves out.
+    """
+    ledger.note(row.id, str(error), counts=False)
+    return DamagedImage(
+        f"{store.folder}: image {row.id} is damaged ({error}), and no other may stand in for it where scores or "
+        f"features are wanted; run `ssl-med prepare --check` again with the same folders, which makes it anew"
+    )
+
+
 class CropDataset(Dataset[Sample]):
     """position -> a random crop; what position it is decides image, crop and the key of all later randomness.
 
-    An image that turns out to be damaged is replaced by the next one of the order, by every process alike.
+    An image that turns out to be damaged is replaced by the next one of the order, by every process alike; in an
+    evaluation nothing is replaced.
 
     Args:
         store: where the images lie.
@@ -114,6 +136,7 @@ class CropDataset(Dataset[Sample]):
             run; one always may.
         patience: seconds that reading one sample may take; then the next image of the order takes its place.
         workers: loader processes.
+        replaces: take the next image for one that is damaged; False: refuse it, as an evaluation must.
     """
 
     def __init__(
@@ -131,7 +154,9 @@ class CropDataset(Dataset[Sample]):
         most_damaged: float = 0.01,
         patience: float = 120.0,
         workers: int = 0,
+        replaces: bool = True,
     ) -> None:
+        self.replaces = replaces
         self.store, self.crop, self.seed = store, crop, seed
         self.rows = rows if isinstance(rows, Rows) else Rows.of(rows)
         self.policy: Policy = policy
@@ -140,7 +165,7 @@ class CropDataset(Dataset[Sample]):
         self.order = order or GlobalOrder(len(rows), seed)
         self.spacing, self.affine, self.most_damaged = spacing, affine, most_damaged
         self.padded = affine is not None or spacing is not None or self._smaller()
-        self.most_boxes = _most_boxes(self.rows, targets)
+        self.most_boxes = most_boxes(self.rows, targets)
         self.saliency = targets is None and bool(store.facts.get("saliency"))
         """Give the saliency maps of the store, where it has them; in pretraining only."""
         self.damaged: set[str] = set()  # met by this process
@@ -199,10 +224,14 @@ class CropDataset(Dataset[Sample]):
                     self.store, row, region, self.policy, self.padded, self.targets, self.most_boxes, out, self.saliency
                 )
             except Damaged as error:
+                if not self.replaces:
+                    raise refused(self.store, row, error, self.ledger) from None
                 self._leave_out(row, error)
             else:
                 return {**sample, "position": position}
-        raise UserError(f"{self.store.folder}: no image of this training can be read; run `ssl-med prepare` again")
+        raise UserError(
+            f"{self.store.folder}: no image of this training can be read; run `ssl-med prepare --check` again"
+        )
 
     def _put_off(self, error: Stalled) -> None:
         """Let the next image of the order take the place of one that is not read in time, now and when resumed."""
@@ -226,8 +255,9 @@ class CropDataset(Dataset[Sample]):
 
     def _labelled_voxel(self, row: Row, rng: np.random.Generator) -> list[int] | None:
         """A voxel that the crop must show; None where the image has none."""
-        if self.targets == "boxes" and row.boxes:
-            boxes, axes = boxes_of(row), len(row.spacing)
+        boxes, axes = boxes_of(row), len(row.spacing)
+        boxes = boxes[boxes[:, -1] >= 0]
+        if self.targets == "boxes" and len(boxes):
             box = boxes[int(rng.integers(len(boxes)))]
             return [int(i) for i in (box[:axes] + box[axes : 2 * axes]) / 2]
         voxels = self.store.foreground(row)
@@ -255,58 +285,5 @@ class CropDataset(Dataset[Sample]):
             last, reason = list(found.items())[-1]
             raise UserError(
                 f"{self.store.folder}: {len(found)} of {len(self.rows)} images are damaged, the last one is {last} "
-                f"({reason}); run `ssl-med prepare` again, or check the disk"
+                f"({reason}); run `ssl-med prepare --check` again with the same folders, or check the disk"
             )
-
-
-class WholeDataset(Dataset[Sample]):
-    """Whole images in order, padded behind to at least ``least`` and to a multiple of ``multiple`` along each axis.
-
-    Args:
-        store: where the images lie.
-        rows: which.
-        policy: of the intensities.
-        least, multiple: voxels along each axis.
-        targets: what to give besides the image.
-        spacing: mm per voxel along each axis; that of each image if absent.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        rows: Rows | Sequence[Row],
-        policy: Policy,
-        least: list[int],
-        multiple: list[int],
-        targets: Target | None = None,
-        spacing: list[float] | None = None,
-    ) -> None:
-        self.store, self.least, self.multiple = store, least, multiple
-        self.rows = rows if isinstance(rows, Rows) else Rows.of(rows)
-        self.policy: Policy = policy
-        self.targets: Target | None = targets
-        self.spacing = spacing
-        self.most_boxes = _most_boxes(self.rows, targets)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        row = self.rows[index]
-        size = [int(n) for n in self.sizes(np.array([row.shape[1:]]), np.array([row.spacing]))[0]]
-        if self.spacing is None:
-            region = straight_region(row.shape[1:], row.spacing, [0] * len(size), size)
-        else:
-            region = whole_region(row.shape[1:], row.spacing, size, self.spacing)
-        return make_sample(self.store, row, region, self.policy, True, self.targets, self.most_boxes)
-
-    def sizes(self, space: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-        """Voxels along each axis of the samples of images (n, axes)."""
-        if self.spacing is not None:
-            space = np.ceil(space * spacing / np.array(self.spacing) - 1e-6).astype(int)
-        return -(-np.maximum(space, self.least) // np.array(self.multiple)) * np.array(self.multiple)
-
-    def one_size(self) -> bool:
-        """All samples have the same shape, so that they can be batched."""
-        sizes = self.sizes(self.rows.lengths("shape")[:, 1:], self.rows.lengths("spacing"))
-        return len(np.unique(sizes, axis=0)) <= 1

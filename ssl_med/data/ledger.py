@@ -30,7 +30,7 @@ class Ledger:
         """Positions, and how many images were left out there before, that this run could not read in time so far."""
         self._read = 0
 
-    def note(self, image: str, reason: str, position: int | None = None, attempt: int = 0) -> None:
+    def note(self, image: str, reason: str, position: int | None = None, attempt: int = 0, counts: bool = True) -> None:
         """Write down an image.
 
         Args:
@@ -38,10 +38,13 @@ class Ledger:
             reason: why it is left out.
             position: where alone it is left out, since it was not read in time; None where it is damaged.
             attempt: how many images were left out at that position before.
+            counts: it is one of the training; an evaluation notes the images that have ended it.
         """
         line: dict[str, Any] = {"id": image, "reason": reason}
         if position is not None:
             line |= {"position": position, "attempt": attempt}
+        if not counts:
+            line["counts"] = False
         if self.store:
             line["store"] = self.store
         self._take(line)
@@ -63,7 +66,7 @@ class Ledger:
     def _take(self, line: dict[str, Any]) -> None:
         if "start" in line:
             self.left_out.clear()
-        elif line.get("store", 0) == self.store:
+        elif line.get("store", 0) == self.store and line.get("counts", True):
             self.left_out[line["id"]] = line["reason"]
             if "position" in line:
                 self.stalled.add((line["position"], line["attempt"]))

@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader
 
 from ssl_med.data.buffers import free_shared_memory
 from ssl_med.data.crops import CropAffine
-from ssl_med.data.dataset import CropDataset, Target, WholeDataset
+from ssl_med.data.dataset import CropDataset, Target
 from ssl_med.data.intensity import Policy, channels_of, check_policy
 from ssl_med.data.ledger import Ledger
-from ssl_med.data.patience import RememberingLoader, explain
+from ssl_med.data.patience import Desk, RememberingLoader, explain
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.sampler import GlobalOrder, StepBatches, groups_of
 from ssl_med.data.store import Store
 from ssl_med.data.subsets import labelled_subset
+from ssl_med.data.whole import WholeDataset, WholeLoader
 from ssl_med.errors import UserError
 
 LOG = logging.getLogger("ssl_med")
@@ -153,7 +154,7 @@ class StoreData(pl.LightningDataModule):
         return rows
 
     def crops(self, split: str = "train") -> CropDataset:
-        """Random crops of a split; the weights are those of training."""
+        """Random crops of a split; the weights are those of training, which alone takes another for a damaged image."""
         rows = self.rows(split)
         dataset = CropDataset(
             self.store,
@@ -168,6 +169,7 @@ class StoreData(pl.LightningDataModule):
             self.affine,
             patience=self.sample_timeout,
             workers=self.num_workers,
+            replaces=split == "train",
         )
         dataset.ledger = Ledger(self.ledger, self.number)
         return dataset
@@ -196,7 +198,7 @@ class StoreData(pl.LightningDataModule):
             world: number of processes.
             dataset: what answers positions, if it is not this store alone.
         """
-        workers = self._workers(world)
+        workers = self._workers(self._handed_over(world))
         self._loader = RememberingLoader(
             self.crops() if dataset is None else dataset,
             batch_sampler=StepBatches(self.batch_size, start, rank, world),
@@ -209,12 +211,15 @@ class StoreData(pl.LightningDataModule):
         )
         return self._loader
 
-    def _workers(self, world: int) -> int:
-        """Loader processes; none, with a warning, where the system would kill them for want of shared memory."""
-        free = free_shared_memory()
+    def _handed_over(self, world: int) -> int:
+        """Bytes of the batches that the loader processes of a training hold in shared memory."""
         processes = math.ceil(world / (self.trainer.num_nodes if self.trainer else 1))  # that share it
         samples = math.ceil(self.batch_size / world) * (self.prefetch + 1) * self.num_workers * processes
-        needed = samples * self.channels * math.prod(self.crop) * 4
+        return samples * self.channels * math.prod(self.crop) * 4
+
+    def _workers(self, needed: int) -> int:
+        """Loader processes; none, with a warning, where the system would kill them for want of shared memory."""
+        free = free_shared_memory()
         if free is None or needed <= free:
             return self.num_workers
         LOG.warning(
@@ -231,12 +236,31 @@ class StoreData(pl.LightningDataModule):
         return explain(error, self._loader)
 
     def whole(self, split: str, multiple: Sequence[int], rows: Sequence[Row] | None = None) -> DataLoader:
-        """Whole images of a split in order, one by one where their sizes differ."""
+        """Whole images of a split in order, one by one where their sizes differ.
+
+        Loader processes keep one batch ready each, since whole volumes are large, and end with the pass.
+
+        Args:
+            split: whose images.
+            multiple: voxels along each axis that sizes are a multiple of.
+            rows: these images instead of a split.
+        """
         chosen = self.rows(split) if rows is None else rows
         dataset = WholeDataset(
             self.store, chosen, self.intensity, self.crop, list(multiple), self.targets, self.spacing
         )
-        return DataLoader(dataset, batch_size=self.batch_size if dataset.one_size() else 1)
+        size = self.batch_size if dataset.one_size() else 1
+        workers = self._workers(2 * self.num_workers * size * dataset.largest())
+        workers = min(workers, math.ceil(len(dataset) / size))
+        dataset.ledger, dataset.desk = Ledger(self.ledger, self.number), Desk(workers)
+        return WholeLoader(
+            dataset,
+            batch_size=size,
+            num_workers=workers,
+            worker_init_fn=single_thread,
+            prefetch_factor=1 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def as_made(batch: Any) -> Any:

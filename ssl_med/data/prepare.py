@@ -22,6 +22,7 @@ from ssl_med.data.quarantine import Quarantine
 from ssl_med.data.record import Record
 from ssl_med.data.rows import Row, Rows
 from ssl_med.data.settings import DEFAULTS, Settings
+from ssl_med.data.soundness import files_of_row, is_sound
 from ssl_med.data.spool import Spool
 from ssl_med.data.store import Store, write_index
 from ssl_med.data.subsets import split_by_patient
@@ -43,6 +44,7 @@ def build_store(
     mask_names: dict[int, str] | None = None,
     finding_names: Sequence[str] = (),
     box_names: Sequence[str] = (),
+    check: bool = False,
 ) -> dict[str, Any]:
     """Prepare all records into ``folder`` and write its index.
 
@@ -59,6 +61,7 @@ def build_store(
         mask_names: names of the voxel labels.
         finding_names: names of the findings, in their order.
         box_names: names of the classes of boxes.
+        check: read every stored file, and do those images again whose files have changed since they were written.
 
     Returns:
         Counts: images, new, refused (by reason), set_aside; flat_maps where saliency maps were asked for.
@@ -73,7 +76,7 @@ def build_store(
     with only_one(folder), _spooled(records, folder) as spool:
         journal = Journal(folder)
         try:
-            return _Build(spool, folder, journal, settings, max_bad_share, say).run(run, names)
+            return _Build(spool, folder, journal, settings, max_bad_share, say, check).run(run, names)
         finally:
             journal.close()
 
@@ -98,7 +101,9 @@ class _Build:
         settings: Settings,
         max_bad_share: float,
         say: Callable[[str], Any],
+        check: bool = False,
     ) -> None:
+        self.usable = is_sound if check else _is_there
         self.records, self.folder, self.journal, self.settings = records, folder, journal, settings
         self.max_bad_share, self.say = max_bad_share, say
         self.kind = (0, 0)  # rank and channels of the images that are kept
@@ -170,8 +175,8 @@ class _Build:
         row = outcome.row
         if row is None:
             return False
-        parts = ["images"] + ["masks"] * row.has_mask + ["saliency"] * bool(row.saliency_seal)
-        return all((self.folder / p / f"{row.id}.{self.settings.format}").exists() for p in parts)
+        files = files_of_row(self.folder, outcome.row, self.settings.format)
+        return all(self.usable(path, seal) for path, seal in files.items())
 
     def _is_lost(self, record: Record) -> bool:
         """The image is to be kept, and its files are gone."""
@@ -232,6 +237,10 @@ class _Build:
                     reasons[reason, aside] += 1
                     refused.add(record.files[0], reason, aside)
         return reasons
+
+
+def _is_there(path: Path, seal: str) -> bool:
+    return path.exists()
 
 
 def _is_bad(outcome: Outcome) -> bool:

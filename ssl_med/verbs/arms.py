@@ -237,15 +237,26 @@ def check_leak(module: Any, init: str | Path, allow: bool) -> Any:
 
 
 def scores_on_test(folder: Path, plan: Config, data: str) -> dict[str, Any]:
-    """Scores of a finished run on the test split, for the set and for every case."""
+    """Scores of a finished run on the test split, for the set and for every case.
+
+    Raises:
+        DamagedImage: a test image is not what was stored; it stands in the quarantine of the run then.
+    """
+    from ssl_med.data.dataset import DamagedImage
     from ssl_med.data.module import StoreData
     from ssl_med.evaluate import best_device, evaluate
     from ssl_med.exports import load_task
+    from ssl_med.run_folder import LEDGER, write_quarantine
 
     task = load_task(str(folder)).to(best_device())
     module = StoreData(folder=data, **plan["data"])
+    module.ledger = folder / LEDGER
     multiple = task.backbone.multiple()  # pyright: ignore
-    scores, cases = evaluate(task, module.whole("test", multiple))
+    try:
+        scores, cases = evaluate(task, module.whole("test", multiple))
+    except DamagedImage:
+        write_quarantine(folder)
+        raise
     print(f"{folder.name}: test {task.metric} {scores[task.metric]:.4f}", flush=True)
     patients = len({row.patient for row in module.rows("train")})
     lists = {name: values if isinstance(values, list) else values.tolist() for name, values in cases.items()}

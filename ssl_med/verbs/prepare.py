@@ -31,6 +31,7 @@ def prepare(
     tile_mpp: float = 0.5,
     tissue: float = 0.25,
     saliency: str = "",
+    check: bool = False,
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
@@ -58,6 +59,7 @@ def prepare(
         saliency: also store a saliency map of every image: ``fine_grained``, ``spectral_residual``, ``gradient``,
             ``entropy`` or ``foreground``, or a folder of maps that are there, see :func:`ssl_med.data.maps.with_maps`;
             batches for pretraining then carry it. A change of it reads the images again.
+        check: read every file of a store that is there, and do those images again whose files were damaged.
 
     Returns:
         Counts: images, new, refused, set_aside; flat_maps where saliency maps were asked for.
@@ -99,6 +101,7 @@ def prepare(
             mask_names=dict(found.layout.mask_names),
             finding_names=found.layout.finding_names,
             box_names=found.layout.box_names,
+            check=check,
         )
     _tell(counts, out)
     return counts
