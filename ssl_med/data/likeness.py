@@ -87,6 +87,7 @@ def near_duplicates(
     hashes: Sequence[int] | np.ndarray,
     distance: int = 4,
     others: Sequence[int] | np.ndarray | None = None,
+    most: int | None = None,
 ) -> list[Pair]:
     """All pairs of images whose hashes differ in few bits.
 
@@ -98,6 +99,7 @@ def near_duplicates(
         hashes: of all images.
         distance: most bits that may differ, 0 to 15.
         others: hashes of a second set, to list pairs across the sets instead of within the first.
+        most: stop at so many pairs; None lists all.
 
     Returns:
         (place in ``hashes``, place in ``others`` or in ``hashes``, bits), sorted.
@@ -108,6 +110,8 @@ def near_duplicates(
     right, right_places = (left, left_places) if others is None else _grouped(others)
     pairs: list[Pair] = []
     for i, j, bits in _close(left, right, distance):
+        if most is not None and len(pairs) >= most:
+            break
         if others is not None:
             pairs += [(int(a), int(right_places[j][0]), bits) for a in left_places[i]]
             pairs += [(int(left_places[i][0]), int(b), bits) for b in right_places[j][1:]]
@@ -116,7 +120,7 @@ def near_duplicates(
             pairs.append((first, second, bits))
         elif i == j:
             pairs += [(int(left_places[i][0]), int(copy), 0) for copy in left_places[i][1:]]
-    return sorted(pairs)
+    return sorted(pairs)[:most]
 
 
 def _grouped(hashes: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -26,6 +26,7 @@ from ssl_med.data.soundness import files_of_row, is_sound
 from ssl_med.data.spool import Spool
 from ssl_med.data.store import Store, write_index
 from ssl_med.data.subsets import split_by_patient
+from ssl_med.data.twins import twins, write_twins
 from ssl_med.errors import UserError
 
 KILLED = "the process that read it was killed, probably for want of memory"
@@ -119,6 +120,7 @@ class _Build:
             raise UserError(self._too_many(Counter({reason: number for (reason, _), number in reasons.items()})))
         rows = self._write_index(names)
         _sweep(self.folder, rows, self.settings.format)
+        self._tell_twins()
         refused = {reason: sum(n for (r, _), n in reasons.items() if r == reason) for reason, _ in reasons}
         aside = sum(number for (_, is_aside), number in reasons.items() if is_aside)
         counts = {"images": len(rows), "new": new, "refused": refused, "set_aside": aside}
@@ -219,6 +221,14 @@ class _Build:
         }
         write_index(self.folder, (_finished(row, split[row.patient], painted) for row in rows), facts)
         return rows
+
+    def _tell_twins(self) -> None:
+        """List what is in several splits or under several patients, now that the splits are known."""
+        rows, path = Store(self.folder).rows, self.folder / "private" / "duplicates.parquet"
+        found = twins(rows)
+        write_twins(found, rows, path)
+        if found:
+            self.say(f"  {found.sentence()}: {path}")
 
     def _write_private(self) -> Counter:
         """Write where every image came from, and what was not taken; counts the reasons."""

@@ -236,6 +236,16 @@ def check_leak(module: Any, init: str | Path, allow: bool) -> Any:
     return found
 
 
+def tell_twins(module: Any) -> list[str]:
+    """Tell, in a sentence, that images of the store stand in several splits; no sentence where none do."""
+    from ssl_med.data.twins import twins
+
+    if not (told := twins(module.store.rows).sentence()):
+        return []
+    print(f"{module.folder}: {told}", flush=True)
+    return [told]
+
+
 def scores_on_test(folder: Path, plan: Config, data: str) -> dict[str, Any]:
     """Scores of a finished run on the test split, for the set and for every case.
 

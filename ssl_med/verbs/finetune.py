@@ -15,6 +15,7 @@ from ssl_med.verbs.arms import (
     labelled_data,
     refuse_what_is_filled,
     scores_on_test,
+    tell_twins,
 )
 
 ARMS = ("pretrained", "scratch")
@@ -59,7 +60,8 @@ def finetune(
 
     refuse_what_is_filled(overrides or {}, _FILLED, "finetune")
     base = load_config(config, "finetune", overrides)
-    leak = check_leak(labelled_data(str(data), base, labels), init, allow_overlap).facts()
+    module = labelled_data(str(data), base, labels)
+    leak, copies = check_leak(module, init, allow_overlap).facts(), tell_twins(module)
     facts = {"kind": "comparison", "task": base["task"]["class_path"], "started": time.strftime("%Y-%m-%dT%H:%M:%S")}
     write_json(Path(out) / "run.json", {**facts, "status": "running"})
     rows = []
@@ -68,7 +70,7 @@ def finetune(
             plan = arm_config(base, str(data), str(init), arm, labels, seed)
             folder = Path(out) / f"{arm}_labels={'all' if labels is None else labels}_seed={seed}"
             rows.append(_run_one(plan, str(data), folder, arm, seed, resume, overwrite))
-            table = summarise(rows) | {"overlap": leak, "notes": [SCRATCH_TRAINED] if compare else []}
+            table = summarise(rows) | {"overlap": leak, "notes": [SCRATCH_TRAINED] * compare + copies}
             write_json(Path(out) / "table.json", table)
     write_json(Path(out) / "run.json", {**facts, "status": "finished"})
     print(f"{to_text(table)}\nreport: {report(out)}")
