@@ -14,7 +14,8 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from ssl_med.compiled import compiled
-from ssl_med.data.record import Image
+from ssl_med.data.readers.gate import DEFAULT_LIMITS, check_shape
+from ssl_med.data.record import Image, Unreadable
 from ssl_med.errors import UserError
 
 Order = Literal[0, 1, 3]
@@ -89,7 +90,8 @@ def resample_array(array: np.ndarray, factors: tuple[float, ...], order: Order) 
     Returns:
         (c, \\*new_space), each new size rounded from size / factor, at least 1.
     """
-    plan = [(axis, max(1, round(array.shape[axis] / f)), f) for axis, f in enumerate(factors, 1) if f != 1.0]
+    sizes = new_sizes(array.shape[1:], factors)
+    plan = [(axis, sizes[axis - 1], f) for axis, f in enumerate(factors, 1) if f != 1.0]
     found = array
     for axis, new_size, factor in sorted(plan, key=lambda step: -step[2]):  # what shrinks most comes first
         first, weights = taps(array.shape[axis], new_size, factor, order)
@@ -98,6 +100,11 @@ def resample_array(array: np.ndarray, factors: tuple[float, ...], order: Order) 
         limits = np.iinfo(array.dtype)
         found = np.clip(np.rint(found), limits.min, limits.max)
     return found.astype(array.dtype, copy=False)
+
+
+def new_sizes(space: tuple[int, ...], factors: tuple[float, ...]) -> tuple[int, ...]:
+    """Voxels along each axis of the grid over the same extent; ``factors`` are new voxel size / old."""
+    return tuple(max(1, round(size / factor)) for size, factor in zip(space, factors, strict=True))
 
 
 def _weighted(array: np.ndarray, axis: int, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -114,9 +121,19 @@ def _weighted(array: np.ndarray, axis: int, first: np.ndarray, weights: np.ndarr
 
 
 def to_spacing(image: Image, spacing: tuple[float, ...], order: Order) -> Image:
-    """The image with voxels of ``spacing`` mm, in memory order; 0 along an axis keeps it as it is."""
+    """The image with voxels of ``spacing`` mm, in memory order; 0 along an axis keeps it as it is.
+
+    Raises:
+        Unreadable: it would be larger than an image may be, see :class:`ssl_med.data.readers.gate.Limits`.
+    """
     wanted = tuple(new or old for new, old in zip(spacing, image.spacing, strict=True))
     factors = tuple(new / old for new, old in zip(wanted, image.spacing, strict=True))
+    shape = (len(image.array), *new_sizes(image.array.shape[1:], factors))
+    try:
+        check_shape(shape, max(4, image.array.itemsize), DEFAULT_LIMITS)  # it is interpolated as float32
+    except Unreadable as error:
+        told = str(error).removeprefix("header claims ")
+        raise Unreadable(f"shape {shape} at a spacing of {wanted} mm: {told}") from None
     array = resample_array(image.array, factors, order)
     if image.affine is None:
         return replace(image, array=array, spacing=wanted)

@@ -35,6 +35,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+SPACINGS = (1e-6, 1e3)
+"""Mm per voxel that can be true: from a nanometre (electron microscopes) to a metre. Others are a mistake of units."""
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, limits: Limits) -> None:
@@ -125,6 +127,9 @@ def admit(image: Image, constant: bool = False) -> Image:
     check_shape(array.shape, array.itemsize, Limits(2**62, 2**62))
     if len(image.spacing) != len(space) or not all(0 < step < float("inf") for step in image.spacing):
         raise Unreadable(f"spacing {tuple(image.spacing)} is not one positive finite length per axis")
+    if not all(SPACINGS[0] <= step <= SPACINGS[1] for step in image.spacing):
+        told = ", ".join(f"{step:.4g}" for step in image.spacing)
+        raise Unreadable(f"spacing ({told}) mm cannot be true: expected {SPACINGS[0]:g} to {SPACINGS[1]:g} mm")
     if image.affine is not None:
         check_affine(image.affine)
     _check_values(array, constant)
