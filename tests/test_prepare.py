@@ -459,7 +459,7 @@ def test_what_is_written_already_needs_no_room(tmp_path, monkeypatch, capsys):
     source, out = volumes(tmp_path / "in", 2), tmp_path / "store"
     build(source, out)
     written = sum((out / name).stat().st_size for name in files_of(out))
-    monkeypatch.setattr("ssl_med.data.prepare.disk_estimate", lambda *_: (written + 10, 10))
+    monkeypatch.setattr("ssl_med.data.disk.disk_estimate", lambda *_: (written + 10, 10))
     assert prepare(source, out)["images"] == 2
     shutil.rmtree(out / "images")
     with pytest.raises(UserError, match="make room"):

@@ -1,7 +1,6 @@
 """From files to a store: read, gate, measure, compress; resumable, idempotent, parallel over processes or a cluster."""
 
 import csv
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -281,22 +280,3 @@ def _sweep(folder: Path, rows: Rows, suffix: str) -> None:
         for path in (folder / part).glob("*"):  # dot files too
             if path.name not in names:
                 path.unlink()
-
-
-_GROWTH = {".jpg": 8.0, ".jpeg": 8.0, ".png": 1.2, ".gz": 1.0, ".nii": 0.5, ".npy": 0.5, ".tif": 0.6, ".dcm": 0.6}
-"""Bytes of a compressed store for each byte of a source; measured on CT, MR and photographs, so a guess for others."""
-
-
-def disk_estimate(records: Iterable[Record], folder: Path, settings: Settings = DEFAULTS) -> tuple[int, int]:
-    """Bytes that the store will need, by the kind of the sources, and bytes free at the folder."""
-    where = Path(folder).absolute()
-    while not where.exists():
-        where = where.parent
-    need, before = 0.0, ()
-    for record in records:
-        if record.files != before:  # rows of an array file and tiles of a slide follow each other
-            found = [path for path in dict.fromkeys(record.files) if path.exists()]
-            need += sum(path.stat().st_size * _GROWTH.get(path.suffix.lower(), 1.0) for path in found)
-        before = record.files
-    need *= 1.5 if settings.saliency else 1.0
-    return int(need * (2.7 if settings.format == "npy" else 1.0)), shutil.disk_usage(where).free

@@ -42,6 +42,11 @@ class Settings:
         """Images get another grid."""
         return bool(self.spacing) or self.orientation != "RAS"
 
+    def spacing_of(self, axes: int) -> tuple[float, ...]:
+        """The spacing asked for along each of so many axes, one number counting for all; empty where it does not fit."""
+        asked = self.spacing * (axes if len(self.spacing) == 1 else 1)
+        return asked if len(asked) == axes else ()
+
     def check(self) -> "Settings":
         """Refuse what cannot be done, before anything is read.
 
@@ -81,10 +86,10 @@ def regrid(image: Image, settings: Settings, order: Literal[0, 1, 3] | None = No
         return image
     from ssl_med.data.resample import to_orientation, to_spacing
 
-    asked = settings.spacing * (len(image.spacing) if len(settings.spacing) == 1 else 1)
-    if asked:
-        if len(asked) != len(image.spacing):
-            raise Unreadable(f"{len(image.spacing)} axes of space where a spacing for {len(asked)} was asked")
+    if settings.spacing:
+        asked, axes = settings.spacing_of(len(image.spacing)), len(image.spacing)
+        if not asked:
+            raise Unreadable(f"{axes} axes of space where a spacing for {len(settings.spacing)} was asked")
         image = to_spacing(image, asked, settings.order if order is None else order)
     return to_orientation(image, settings.orientation)
 

@@ -131,7 +131,7 @@ def _check_room(layout: str, records: "Spool", out: Path, settings: "Settings") 
     Raises:
         UserError: not enough room.
     """
-    from ssl_med.data.prepare import disk_estimate
+    from ssl_med.data.disk import disk_estimate
     from ssl_med.errors import UserError
 
     need, free = disk_estimate(records, out, settings)
