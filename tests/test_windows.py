@@ -5,7 +5,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
 
-from ssl_med.data.windows import PRESETS, Window, preset
+from ssl_med.data.windows import PRESETS, Window, window_of
 from ssl_med.errors import UserError
 
 VALUES = np.arange(-2000, 2001, 7, dtype=np.int16)
@@ -51,7 +51,7 @@ def test_presets_are_those_of_the_workstations():
     }
     assert {name: window.limits for name, window in PRESETS.items()} == expected
     for name, (low, high) in expected.items():
-        np.testing.assert_allclose(preset(name)(np.array([low, (low + high) / 2, high])), [0, 0.5, 1])
+        np.testing.assert_allclose(window_of(name)(np.array([low, (low + high) / 2, high])), [0, 0.5, 1])
 
 
 def test_limits_are_where_the_window_ends():
@@ -69,4 +69,4 @@ def test_impossible_widths_are_refused(width, function):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match=r"'heart' is unknown.*lung.*angiography"):
-        preset("heart")
+        window_of("heart")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_med.data.crops import Region
-from ssl_med.data.intensity import Scale, Windows
+from ssl_med.data.intensity import Scale, Windows, logistic
 
 _KINDS = ("uint8", "int16", "uint16", "int32", "float32")
 """Number types the kernels are compiled for; others are converted."""
@@ -32,6 +32,7 @@ def fill_image(out: np.ndarray, voxels: np.ndarray, region: Region, scale: Scale
     if region.matrix is not None:
         valid = np.empty((1, *region.size), bool)
         turn_linear(voxels, region, table(scale, len(voxels)), out, valid)
+        _bend(out, scale)
         return valid
     if region.padded:
         out[...] = scale.background
@@ -40,9 +41,17 @@ def fill_image(out: np.ndarray, voxels: np.ndarray, region: Region, scale: Scale
     part = out[(slice(None), *map(slice, region.read))]
     if compiled():
         _kernels().scaled(_volume(voxels), table(scale, len(voxels)), _lifted(part))
+        _bend(part, scale)
     else:
         part[...] = scale(voxels)
     return valid
+
+
+def _bend(out: np.ndarray, scale: Scale | Windows) -> None:
+    """The last step of the channels whose scale is not straight, in place; the kernels know straight ones only."""
+    for number, channel in enumerate(out):
+        if scale.parts[number % len(scale.parts)].sigmoid:
+            logistic(channel)
 
 
 def fill_labels(voxels: np.ndarray, region: Region) -> np.ndarray:
@@ -113,7 +122,7 @@ def _grid(source: Tensor, matrix: np.ndarray, offset: np.ndarray, size: tuple[in
 
 def table(scale: Scale | Windows, channels: int) -> np.ndarray:
     """A scale as the kernels take it, (k, 6) float32: channel, low, high, shift, factor, background."""
-    parts = [(part.low, part.high, part.shift, part.factor, part.background) for part in scale.parts]
+    parts = [(part.low, part.high, part.shift, part.factor, part.straight_background) for part in scale.parts]
     return np.array([(channel, *part) for channel in range(channels) for part in parts], np.float32)
 
 

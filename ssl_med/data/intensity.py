@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_med.data.windows import preset
+from ssl_med.data.windows import Window, window_of
 from ssl_med.errors import UserError
 
 Policy = str
@@ -37,18 +37,26 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scale:
-    """``(clip(voxel, low, high) - shift) * factor``, one channel out for each channel in."""
+    """``(clip(voxel, low, high) - shift) * factor``, one channel out for each channel in.
+
+    Attributes:
+        low, high, shift, factor: see the formula.
+        sigmoid: the logistic function of that, ``1 / (1 + exp(-x))``, as the last step.
+    """
 
     low: float
     high: float
     shift: float
     factor: float
+    sigmoid: bool = False
 
     def __call__(self, voxels: np.ndarray) -> np.ndarray:
         """Scaled float32 voxels, any shape."""
         scaled = np.clip(voxels.astype(np.float32), np.float32(self.low), np.float32(self.high))
         scaled -= np.float32(self.shift)
         scaled *= np.float32(self.factor)
+        if self.sigmoid:
+            logistic(scaled)
         return scaled
 
     @property
@@ -59,6 +67,11 @@ class Scale:
     @property
     def background(self) -> float:
         """The scaled value of ``low``: what air looks like, and so what lies beyond the image's border."""
+        return 0.0 if self.sigmoid else self.straight_background
+
+    @property
+    def straight_background(self) -> float:
+        """The same before the sigmoid, where there is one."""
         return float((np.float32(self.low) - np.float32(self.shift)) * np.float32(self.factor))
 
 
@@ -83,6 +96,14 @@ class Windows:
         return self.parts[0].background
 
 
+def logistic(scaled: np.ndarray) -> None:
+    """``1 / (1 + exp(-x))`` in place, float32 of any shape."""
+    scaled *= np.float32(0.5)
+    np.tanh(scaled, out=scaled)  # the same number without an overflow of exp
+    scaled += np.float32(1)
+    scaled *= np.float32(0.5)
+
+
 def statistics(array: np.ndarray) -> Statistics:
     """Measure an image (c, \\*space); above a million voxels the percentiles come from an even sample of them."""
     voxels = array.reshape(-1)
@@ -105,9 +126,9 @@ def check_policy(policy: Policy) -> None:
         return
     kind, _, names = policy.partition(":")
     if kind not in ("window", "windows"):
-        rules = f"{', '.join(POLICIES)}, window:lung or windows:lung,soft_tissue,bone"
+        rules = f"{', '.join(POLICIES)}, window:lung, window:40/400 or windows:lung,soft_tissue,bone"
         raise UserError(f"intensity {policy!r} is no rule, expected one of {rules}")
-    windows = [preset(name) for name in _window_names(policy)]
+    windows = [_scale_in(window_of(name)) for name in _window_names(policy)]
     if kind == "window" and len(windows) != 1:
         raise UserError(
             f"intensity {policy!r} names {len(windows)} windows, expected 1: windows:{names} makes channels"
@@ -134,7 +155,9 @@ def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Sc
             - ``unit``: 8-bit images by 1/255, others from [low, high] to [0, 1] (X-ray, ultrasound, photographs).
             - ``suv``: PET in standardised uptake values, [0, 20] to [0, 1].
             - ``window:lung``: one of :data:`ssl_med.data.windows.PRESETS`, to [0, 1].
-            - ``windows:lung,soft_tissue,bone``: several, each as a channel.
+            - ``window:40/400``: centre and width, to [0, 1] by DICOM's ``LINEAR_EXACT``; ``window:40/400:SIGMOID`` (or
+              ``:LINEAR``) by another of its functions, see :mod:`ssl_med.data.windows`.
+            - ``windows:lung,soft_tissue,40/80``: several, each as a channel.
             - ``auto``: by modality and type, see :func:`rule_for`.
         modality: of the image.
         dtype: of the stored voxels.
@@ -147,7 +170,7 @@ def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Sc
     if policy == "auto":
         policy = rule_for(modality, dtype, found)
     if names := _window_names(policy):
-        windows = tuple(_between(*preset(name).limits) for name in names)
+        windows = tuple(_scale_in(window_of(name)) for name in names)
         return windows[0] if len(windows) == 1 else Windows(windows)
     if policy == "ct":
         return Scale(-1000.0, 1000.0, -1000.0, 1 / 2000)
@@ -175,6 +198,21 @@ def rule_for(modality: str, dtype: str, found: Statistics) -> Policy:
 
 def _between(low: float, high: float) -> Scale:
     return Scale(low, high, low, 1 / max(high - low, 1e-6))
+
+
+def _scale_in(window: Window) -> Scale:
+    """A window as a scale that gives the same numbers.
+
+    Raises:
+        UserError: a LINEAR window of width 1 is a step.
+    """
+    if window.function == "SIGMOID":
+        reach = 25 * window.width  # beyond it float32 knows no more than 0 and 1
+        return Scale(window.centre - reach, window.centre + reach, window.centre, 4 / window.width, sigmoid=True)
+    low, high = window.limits
+    if not high > low:
+        raise UserError(f"window {window.centre:g}/{window.width:g}:LINEAR is a step, its width must be above 1")
+    return Scale(low, high, low, 1 / (high - low))
 
 
 def _window_names(policy: Policy) -> list[str]:

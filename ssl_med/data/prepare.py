@@ -173,8 +173,7 @@ class _Build:
 
     def _is_stored(self, outcome: Outcome) -> bool:
         """The files of an outcome's row are there: a person may have removed them, or the image was set aside."""
-        row = outcome.row
-        if row is None:
+        if outcome.row is None:
             return False
         files = files_of_row(self.folder, outcome.row, self.settings.format)
         return all(self.usable(path, seal) for path, seal in files.items())

@@ -43,7 +43,7 @@ class Settings:
         return bool(self.spacing) or self.orientation != "RAS"
 
     def spacing_of(self, axes: int) -> tuple[float, ...]:
-        """The spacing asked for along each of so many axes, one number counting for all; empty where it does not fit."""
+        """The spacing asked for along each of so many axes; one number counts for all. Empty where it does not fit."""
         asked = self.spacing * (axes if len(self.spacing) == 1 else 1)
         return asked if len(asked) == axes else ()
 

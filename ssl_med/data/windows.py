@@ -4,7 +4,8 @@ Source: DICOM PS3.3 C.11.2.1.2 (window centre and width) and C.11.2.1.3 (functio
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
 import numpy as np
 
@@ -85,12 +86,29 @@ PRESETS = {
 """Windows of CT by name, in HU, as radiology workstations ship them."""
 
 
-def preset(name: str) -> Window:
-    """The window of that name.
+def window_of(text: str) -> Window:
+    """A window by name or by its numbers.
+
+    Args:
+        text: ``lung``, ``40/400`` (centre and width), or ``40/400:SIGMOID`` with a function of the standard.
 
     Raises:
-        UserError: there is none.
+        UserError: no such window, no numbers, or a width or function that there is not.
     """
-    if name not in PRESETS:
-        raise UserError(f"window {name!r} is unknown, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if text in PRESETS:
+        return PRESETS[text]
+    numbers, colon, function = text.partition(":")
+    centre, slash, width = numbers.partition("/")
+    if not slash:
+        known = f"{', '.join(PRESETS)}, or centre/width such as 40/400 or 40/400:SIGMOID"
+        raise UserError(f"window {text!r} is unknown, expected one of {known}")
+    if colon and function not in _FUNCTIONS:
+        raise UserError(f"window {text!r}: its function is none of {', '.join(_FUNCTIONS)}")
+    try:
+        limits = float(centre), float(width)
+    except ValueError:
+        limits = (float("nan"), float("nan"))
+    if not all(map(isfinite, limits)):
+        raise UserError(f"window {text!r}: expected numbers for centre/width, such as -600/1500")
+    chosen: Any = function or "LINEAR_EXACT"
+    return Window(*limits, chosen)

@@ -96,7 +96,7 @@ def _transforms(card: Mapping[str, Any]) -> dict[str, Any]:
     else:
         steps.append({"_target_": "monai.transforms.Transpose", "indices": [0, 2, 1]})
     scale = fixed_scale(card)
-    if isinstance(scale, Scale):
+    if isinstance(scale, Scale) and not scale.sigmoid:  # MONAI has no such transform: the metadata tell
         steps.append(_scaled(scale))
     return {"_target_": "monai.transforms.Compose", "transforms": steps}
 

@@ -55,19 +55,24 @@ def _intensity(policy: str, modalities: list[str]) -> dict[str, Any]:
     return {"rule": "auto", "by_modality": found, "rules": {rule: _rule(rule) for rule in sorted(used)}}
 
 
+_BENT = "; 1 / (1 + exp(-x)) of that where sigmoid is true"
+
+
 def _rule(policy: str) -> dict[str, Any]:
     if policy in _PER_IMAGE:
         return {"rule": policy, "formula": _PER_IMAGE[policy]}
     scale = scale_of(policy, "", "float32", _UNKNOWN)
+    bent = any(part.sigmoid for part in scale.parts)
     return {
         "rule": policy,
-        "formula": "(clip(voxel, low, high) - shift) * factor, one channel for each entry",
+        "formula": "(clip(voxel, low, high) - shift) * factor, one channel for each entry" + _BENT * bent,
         "scales": [_numbers(part) for part in scale.parts],
     }
 
 
-def _numbers(scale: Scale) -> dict[str, float]:
-    return {"low": scale.low, "high": scale.high, "shift": scale.shift, "factor": scale.factor}
+def _numbers(scale: Scale) -> dict[str, float | bool]:
+    straight = {"low": scale.low, "high": scale.high, "shift": scale.shift, "factor": scale.factor}
+    return straight | ({"sigmoid": True} if scale.sigmoid else {})
 
 
 def fixed_scale(card: Mapping[str, Any]) -> Scale | Windows | None:
