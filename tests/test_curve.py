@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
 from stores import pictures, save_nifti, store_of, volumes
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, create_model
 
 from ssl_med.cli import main
 from ssl_med.config import load_config
@@ -22,7 +22,8 @@ from ssl_med.data.store import Store
 from ssl_med.errors import UserError
 from ssl_med.evidence.planning import Job
 from ssl_med.exports import read_card
-from ssl_med.verbs.arms import arm_config
+from ssl_med.verbs.arms import arm_config, check_leak, labelled_data
+from ssl_med.verbs.curve import _other
 from ssl_med.verbs.embed import colours_of
 from ssl_med.verbs.findings import few_draws, lost_structures
 from ssl_med.verbs.finetune import ARMS
@@ -180,6 +181,20 @@ def test_identical_arms_are_no_difference(work):
     assert (entry["mean"], entry["low"], entry["high"], entry["p"], entry["shown"]) == (0, 0, 0, 1, False)
 
 
+def test_an_export_in_a_folder_of_its_own_is_known_as_ours(work, tmp_path):
+    """So its pretraining is compared with the test images, its decoder kept, and other architectures are taken."""
+    run("export", work / "base", "--out", tmp_path / "kept")
+    base = load_config("smoke/classify", "finetune", {})
+    for folder in ("kept", "kept/backbone"):
+        arm, said = _other("theirs", str(tmp_path / folder), str(work / "base"))
+        assert (arm.source, arm.like, said) == (str(tmp_path / folder), "", [])
+        assert check_leak(labelled_data(str(work / "store"), base), arm.source, True).recorded
+    run("export", tmp_path / "kept", "--out", tmp_path / "timm", "--to", "timm")
+    arm, said = _other("theirs", str(tmp_path / "timm"), str(work / "base"))
+    assert arm.like == str(work / "base")
+    assert "fill 100.0%" in said[0]
+
+
 def test_weights_of_somebody_else_are_an_arm_with_their_own_positions(work, capsys):
     """A ViT as timm saves it, with a table of positions; its name does not make it a vote."""
     recipe = read_card(work / "base")["parts"]["backbone"]["init_args"]
@@ -191,6 +206,24 @@ def test_weights_of_somebody_else_are_an_arm_with_their_own_positions(work, caps
     found = read(work / "foreign" / "curve.json")
     assert {entry["arm"]: entry["steps"] for entry in found["compute"]} == {"scratch": 2, "knn_timm": 2}
     assert "knn_timm: what these weights have seen is not known" in found["leakage"]
+    assert str(work) not in json.dumps(found)
+
+
+def test_a_network_of_timm_stands_beside_another_architecture(work, capsys):
+    save_file(create_model("resnet10t").state_dict(), work / "imagenet.safetensors")
+    named = ["--arm", f"imagenet=timm:resnet10t:{work / 'imagenet.safetensors'}", "--arm", "resnet=timm:resnet10t"]
+    run(*command(work, "networks", "--arms", "pretrained", *named, *FOUR))
+    found = read(work / "networks" / "curve.json")
+    assert {entry["arm"]: entry["steps"] for entry in found["compute"]} == dict.fromkeys(
+        ("pretrained", "imagenet", "resnet"), 2
+    )
+    told = [note for note in found["notes"] if "another architecture than that of the other arms (ViT with" in note]
+    assert [note.split(" timm's")[0] for note in told] == [
+        "imagenet: weights of somebody else fill 100.0% of",
+        "resnet: random weights in",
+    ]
+    assert "imagenet: what these weights have seen is not known" in found["leakage"]
+    assert not any("resnet:" in line for line in found["leakage"])
     assert str(work) not in json.dumps(found)
 
 
@@ -245,6 +278,8 @@ def test_an_image_in_training_and_test_stops_the_study(work, tmp_path, capsys):
         (("--processes", 0), "at least one process"),
         (("--arm", "a=x", "--arm", "a=y"), "given twice"),
         (("--arm", "a=/nowhere.pt"), "is neither a file nor a folder"),
+        (("--arm", "a=timm:resnet10"), "did you mean resnet10t"),
+        (("--arm", "a=timm:resnet10t:/nowhere.pt"), "--arm a: /nowhere.pt is neither a file nor a folder"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_runs(work, capsys, more, message):

@@ -32,6 +32,8 @@ class Arm:
         frozen: train the head only.
         like: run or export folder whose architecture takes the foreign weights; empty for an export of our own.
         table: the foreign weights have a table of positions, and the architecture takes it.
+        network: a network of timm in place of the architecture of ``like``, which then only tells of the images; its
+            weights are random where ``source`` is empty.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arm:
     frozen: bool = False
     like: str = ""
     table: bool = False
+    network: str = ""
 
     @property
     def folder(self) -> str:
@@ -81,7 +84,7 @@ def run_config(base: Config, data: str, arm: Arm, labels: int | float | None, dr
     section.setdefault("crop", card["input"]["crop"])
     section |= {"labels": labels, "labels_seed": draw}
     task, crop = config["task"].setdefault("init_args", {}), section["crop"]
-    _fill_backbone(config["task"], arm, card)
+    _fill_backbone(config["task"], arm, card, crop)
     taken = arguments(locate(config["task"]["class_path"], "task.class_path"))
     if "window" in taken:
         task.setdefault("window", [crop] * store.spatial_dims if isinstance(crop, int) else crop)
@@ -91,13 +94,17 @@ def run_config(base: Config, data: str, arm: Arm, labels: int | float | None, dr
     return _as_trained(config, arm, taken)
 
 
-def _fill_backbone(task: dict[str, Any], arm: Arm, card: Mapping[str, Any]) -> None:
+def _fill_backbone(task: dict[str, Any], arm: Arm, card: Mapping[str, Any], crop: Any) -> None:
     from ssl_med.exports import find_export
+    from ssl_med.verbs.timm_arm import timm_recipe
 
     settings = task["init_args"]
     if arm.like:
         own = _architecture(card, arm.table)
-        settings["backbone"] = {"class_path": FOREIGN, "init_args": {"backbone": own, "source": arm.source}}
+        if arm.network:
+            own = timm_recipe(arm.network, card["input"]["channels"], crop)
+        filled = {"class_path": FOREIGN, "init_args": {"backbone": own, "source": arm.source}}
+        settings["backbone"] = filled if arm.source else own
         return
     weights = {"folder": str(find_export(arm.source)), "weights": arm.weights}
     settings["backbone"] = {"class_path": "ssl_med.exports.load_backbone", "init_args": weights}
@@ -142,6 +149,29 @@ def foreign_arm(name: str, source: str, like: str) -> tuple[Arm, str]:
         said = f"{name}: weights of somebody else fill {share}{places}"
         return Arm(name, source, like=like, table=table), said
     raise UserError(f"--arm {name}: {refused}")
+
+
+def timm_arm(name: str, source: str, like: str) -> tuple[Arm, str]:
+    """An arm on a network of timm, and a sentence on how it compares with the others.
+
+    Args:
+        name: of the arm.
+        source: ``timm:NETWORK`` for random weights, ``timm:NETWORK:FILE`` for those of a file.
+        like: run or export folder of the other arms.
+
+    Raises:
+        UserError: see :func:`ssl_med.verbs.timm_arm.check_timm`.
+    """
+    from ssl_med.exports import read_card
+    from ssl_med.verbs.timm_arm import check_timm, timm_source
+
+    try:
+        said = check_timm(source, read_card(like))
+    except UserError as error:
+        raise UserError(f"--arm {name}: {error}") from None
+    network, file = timm_source(source)
+    decay = None if file else 1.0
+    return Arm(name, file, weights=bool(file), layer_decay=decay, like=like, network=network), f"{name}: {said}"
 
 
 def _as_trained(config: Config, arm: Arm, taken: list[str]) -> Config:
@@ -191,7 +221,8 @@ def _class_count(store: Any, targets: str | None) -> int:
         return int(store.rows.counts("labels").max())
     if targets == "boxes":
         step = 2 * store.spatial_dims + 1
-        return 1 + int(max(value for row in store.rows for value in row.boxes[step - 1 :: step]))
+        kinds = (int(value) for row in store.rows for value in row.boxes[step - 1 :: step])
+        return 1 + max(0, max(kinds, default=0))  # -1 is none
     return max(len(store.class_names), 1 + int(store.rows.column("label").max()))
 
 
@@ -229,8 +260,9 @@ def labelled_data(data: str, base: Config, labels: int | float | None = None) ->
 def check_leak(module: Any, init: str | Path, allow: bool) -> Any:
     """Refuse, or tell, that test patients or images were in the pretraining; returns what was found."""
     from ssl_med.data.overlap import check_overlap
+    from ssl_med.exports import find_export
 
-    found = check_overlap(init, module.rows("test"), module.store.facts["key"], allow)
+    found = check_overlap(find_export(init), module.rows("test"), module.store.facts["key"], allow)
     for sentence in found.sentences():
         print(sentence, flush=True)
     return found

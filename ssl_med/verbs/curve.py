@@ -17,6 +17,7 @@ from ssl_med.verbs.arms import (
     labelled_data,
     refuse_what_is_filled,
     run_config,
+    timm_arm,
 )
 from ssl_med.verbs.study import Clock, Work, content_key, data_key, run_all, without_places
 
@@ -67,7 +68,8 @@ def curve(
         draws: nested series of labelled patients.
         seeds: repetitions of each.
         arms: which of pretrained, scratch, scratch_longer, frozen, knn.
-        arm: further ones, ``NAME=EXPORT`` or ``NAME=WEIGHTS`` of somebody else for the same architecture.
+        arm: further ones, ``NAME=EXPORT``, ``NAME=WEIGHTS`` of somebody else for the same architecture, or
+            ``NAME=timm:NETWORK[:WEIGHTS]``, a network of timm with these weights or random ones.
         longer: factor on the steps of scratch_longer.
         processes: runs at a time.
         floor: ``NAME=VALUE``, lines in the picture.
@@ -165,10 +167,20 @@ def _arms(
 
 
 def _other(name: str, source: str, init: str) -> tuple[Arm, list[str]]:
-    """An export of our own, or weights of somebody else for the architecture of ``init``."""
-    folder = Path(source)
-    own = (folder / "card.json").is_file() or bool(list(folder.glob("exports/*/card.json")))
-    if own:
+    """An export of our own, a network of timm, or weights for the architecture of ``init``.
+
+    Weights are those of somebody else, or of an export that was made for another library.
+
+    Raises:
+        UserError: several exports in one folder, or weights that do not fit.
+    """
+    from ssl_med.exports import exports_in, read_card
+    from ssl_med.verbs.timm_arm import PREFIX
+
+    if source.startswith(PREFIX):
+        arm, said = timm_arm(name, source, init)
+        return arm, [said]
+    if exports_in(source) and not read_card(source).get("client"):
         return Arm(name, source), []
     arm, said = foreign_arm(name, source, init)
     return arm, [said]
