@@ -151,12 +151,13 @@ def verdict(metric: str, mean: float, low: float | None, high: float | None, cou
         side = f"{abs(mean):.3f} {'above' if mean > 0 else 'below'}" if mean else "the same as"
         told = "too few to say that pretraining helps or harms"
         return f"Pretrained {words} is {side} scratch in one run each: {told}."
-    interval = f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {count} seeds)"
+    interval = f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {count} seeds) on these test images"
+    advice = "whether it does so for new patients is told by ssl-med curve"
     if low > 0:
-        return f"Pretraining helped: {words} {interval}."
+        return f"Pretraining helped: {words} {interval}; {advice}."
     if high < 0:
-        return f"Pretraining did harm: {words} {interval}."
-    return f"Pretraining did not help measurably: {words} {interval}."
+        return f"Pretraining did harm: {words} {interval}; {advice}."
+    return f"Pretraining did not help measurably: {words} {interval}; {advice}."
 
 
 def to_text(table: dict[str, Any]) -> str:
