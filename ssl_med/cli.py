@@ -57,6 +57,7 @@ def _prepare(p: argparse.ArgumentParser) -> None:
         help="store a saliency map of every image, for SSiT and MAE: fine_grained, spectral_residual, gradient, "
         "entropy, foreground, or a folder that holds a map at the place of each image",
     )
+    p.add_argument("--ignore_label", type=int, metavar="N", help="voxels of this label of the masks count nowhere")
     p.add_argument("--check", action="store_true", help="read the whole store, and do damaged images again")
     p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
     p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")
@@ -112,7 +113,8 @@ def _curve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--draws", type=int, default=3, help="nested series of labelled patients; default: 3")
     p.add_argument("--seeds", type=int, default=2, help="repetitions of each; default: 2")
     p.add_argument("--arms", default=arms, help="which of the arms; default: %(default)s")
-    more = "a further arm, NAME=EXPORT, or NAME=WEIGHTS of somebody else for the same architecture; can be repeated"
+    more = "a further arm: NAME=EXPORT, NAME=WEIGHTS of somebody else for the same architecture, or "
+    more += "NAME=timm:NETWORK[:WEIGHTS] for a network of timm; can be repeated"
     p.add_argument("--arm", action="append", default=[], help=more)
     p.add_argument("--longer", type=float, default=3.0, help="factor on the steps of scratch_longer; default: 3")
     p.add_argument("--processes", type=int, default=1, help="runs at a time, each with its share of the cores")

@@ -208,7 +208,7 @@ class _Build:
         rows = Rows.of(self._rows())
         split = split_by_patient(rows, before=_splits_before(self.folder))
         values = {value for row in rows for value in row.mask_values}
-        painted = values in ({0, 255}, {255})  # decided over all of them, since 255 may be a label beside others
+        painted = values - {-1} in ({0, 255}, {255})  # decided over all of them, since 255 may be a label beside others
         facts = {
             "spatial_dims": self.kind[0],
             "channels": self.kind[1],
@@ -256,7 +256,7 @@ def _is_bad(outcome: Outcome) -> bool:
 
 
 def _finished(row: Row, split: str, painted: bool) -> Row:
-    values = [int(v > 0) for v in row.mask_values] if painted else row.mask_values
+    values = [min(v, 1) for v in row.mask_values] if painted else row.mask_values
     return replace(row, split=split, mask_values=values)
 
 

@@ -32,6 +32,7 @@ def prepare(
     tissue: float = 0.25,
     saliency: str = "",
     check: bool = False,
+    ignore_label: int | None = None,
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
 
@@ -59,6 +60,8 @@ def prepare(
         saliency: also store a saliency map of every image: ``fine_grained``, ``spectral_residual``, ``gradient``,
             ``entropy`` or ``foreground``, or a folder of maps that are there, see :func:`ssl_med.data.maps.with_maps`;
             batches for pretraining then carry it. A change of it reads the images again.
+        ignore_label: voxels of this label of the masks count nowhere, such as 255; nnU-Net's label ``ignore`` does so
+            by itself.
         check: read every file of a store that is there, and do those images again whose files were damaged.
 
     Returns:
@@ -83,7 +86,8 @@ def prepare(
     kind = "file" if maps else saliency
     settings = Settings(format, crop, dtype, tuple(float(s) for s in grid), order, orientation, kind).check()  # pyright: ignore[reportArgumentType] (check refuses others)
     table = Path(manifest) if manifest else None
-    found = plan(data, table, columns, layout, dataset, tiling_of(tile, tile_mpp, tissue))  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
+    tiling = tiling_of(tile, tile_mpp, tissue)
+    found = plan(data, table, columns, layout, dataset, tiling, ignore_label)  # pyright: ignore[reportArgumentType] (plan refuses other layouts)
     for note in found.layout.notes:
         print(f"  note: {note}")
     listed = with_maps(found.records(), maps) if maps else found.records()
