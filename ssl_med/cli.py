@@ -58,6 +58,7 @@ def _prepare(p: argparse.ArgumentParser) -> None:
         "entropy, foreground, or a folder that holds a map at the place of each image",
     )
     p.add_argument("--ignore_label", type=int, metavar="N", help="voxels of this label of the masks count nowhere")
+    p.add_argument("--rank", type=int, choices=[2, 3], help="keep images or volumes of a folder that holds both")
     p.add_argument("--check", action="store_true", help="read the whole store, and do damaged images again")
     p.add_argument("--engine", choices=["processes", "dask"], default="processes", help="what runs the workers")
     p.add_argument("--scheduler", default="", help="address or file of a Dask scheduler; default: one on this machine")

@@ -12,6 +12,7 @@ from ssl_med.data.arrays import write_array
 from ssl_med.data.boxes import stored_boxes
 from ssl_med.data.intensity import statistics
 from ssl_med.data.journal import Outcome
+from ssl_med.data.kinds import as_grey, is_grey
 from ssl_med.data.likeness import perceptual_hash
 from ssl_med.data.maps import FLAT, as_bytes, as_shares, is_flat, saliency_map
 from ssl_med.data.points import labelled_points, mask_values, tissue_points
@@ -76,10 +77,17 @@ def keyed(key: bytes, text: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A record to do, and what became of it earlier, if its files still lie in the store."""
+    """A record to do.
+
+    Attributes:
+        record: which.
+        before: what became of it earlier, if its files still lie in the store.
+        one_channel: keep one of three equal channels.
+    """
 
     record: Record
     before: Outcome | None = None
+    one_channel: bool = False
 
 
 def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULTS) -> Outcome:
@@ -92,6 +100,8 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
         return Outcome(source, record.name, None, record.aside, aside=True, content=content)
     try:
         image = read(record)
+        grey = is_grey(image)
+        image = as_grey(image) if grey and job.one_channel else image
         kept, mask = regrid(image, settings), read_mask(record, image)
         if mask is not None:
             mask = regrid(replace(image, array=mask), settings, 0).array
@@ -102,7 +112,7 @@ def prepare_one(job: Job, folder: Path, key: bytes, settings: Settings = DEFAULT
     except MemoryError:
         return Outcome(source, record.name, None, "not enough memory to read it", content=content)
     row = replace(_stored(record, kept, mask, folder, key, settings), boxes=boxes)
-    return Outcome(source, record.name, _with_map(row, stands_out, folder, settings), content=content)
+    return Outcome(source, record.name, _with_map(row, stands_out, folder, settings), content=content, grey=grey)
 
 
 def _map(record: Record, image: Image, kept: Image, settings: Settings) -> np.ndarray | None:

@@ -31,6 +31,7 @@ class Outcome:
         aside: it could be read but is not of the kind that is wanted, such as a localiser.
         content: hash of what the folder says, settings and the bytes of the files.
         reused: the content was that of an earlier time, so nothing was read again.
+        grey: its file has three equal channels, of which one says everything.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Outcome:
     aside: bool = False
     content: str = ""
     reused: bool = False
+    grey: bool = False
 
 
 class Journal:

@@ -16,6 +16,7 @@ import numpy as np
 from ssl_med.data.engines import Engine, engine_of
 from ssl_med.data.ingest import Job, keyed, prepare_one, source_of
 from ssl_med.data.journal import Journal, Outcome, only_one, private_folder
+from ssl_med.data.kinds import Kind, kind_of, most_common, to_turn
 from ssl_med.data.maps import FLAT
 from ssl_med.data.quarantine import Quarantine
 from ssl_med.data.record import Record
@@ -45,6 +46,7 @@ def build_store(
     finding_names: Sequence[str] = (),
     box_names: Sequence[str] = (),
     check: bool = False,
+    rank: int | None = None,
 ) -> dict[str, Any]:
     """Prepare all records into ``folder`` and write its index.
 
@@ -62,6 +64,7 @@ def build_store(
         finding_names: names of the findings, in their order.
         box_names: names of the classes of boxes.
         check: read every stored file, and do those images again whose files have changed since they were written.
+        rank: keep images (2) or volumes (3) of a folder that holds both; what there is more of by default.
 
     Returns:
         Counts: images, new, refused (by reason), set_aside; flat_maps where saliency maps were asked for.
@@ -76,7 +79,7 @@ def build_store(
     with only_one(folder), _spooled(records, folder) as spool:
         journal = Journal(folder)
         try:
-            return _Build(spool, folder, journal, settings, max_bad_share, say, check).run(run, names)
+            return _Build(spool, folder, journal, settings, max_bad_share, say, check, rank).run(run, names)
         finally:
             journal.close()
 
@@ -102,7 +105,9 @@ class _Build:
         max_bad_share: float,
         say: Callable[[str], Any],
         check: bool = False,
+        rank: int | None = None,
     ) -> None:
+        self.rank = rank
         self.usable = is_sound if check else _is_there
         self.records, self.folder, self.journal, self.settings = records, folder, journal, settings
         self.max_bad_share, self.say = max_bad_share, say
@@ -114,7 +119,11 @@ class _Build:
         self.kind = self._most_common()
         new += self._do(engine, self._is_lost)
         self.kind = self._most_common()
+        if self.greys - {self.kind}:
+            self._do(engine, lambda record: to_turn(self.journal[record.name], self.kind))
         reasons = self._write_private()
+        if self.kind == (0, 0) and self.rank and any(kind_of(self.journal[r.name])[0] for r in self.records):
+            raise UserError(f"rank {self.rank}: no image here has {self.rank} axes; leave --rank out")
         if self.kind == (0, 0):
             raise UserError(self._too_many(Counter({reason: number for (reason, _), number in reasons.items()})))
         rows = self._write_index(names)
@@ -139,7 +148,8 @@ class _Build:
         self._check(bad)
         new, began, total = 0, time.monotonic(), sum(marks)
         work = partial(prepare_one, folder=self.folder, key=self.journal.key, settings=self.settings)
-        jobs = (Job(record, self._before(record)) for record in compress(self.records, marks))
+        grey = self.kind[1] == 1
+        jobs = (Job(record, self._before(record), grey) for record in compress(self.records, marks))
         for number, outcome in enumerate(engine(work, jobs, self._killed), 1):
             self.journal.add(outcome)
             new += not outcome.reused
@@ -155,6 +165,8 @@ class _Build:
         if record.name not in self.journal:
             return None
         outcome = self.journal[record.name]
+        if to_turn(outcome, self.kind):
+            return None
         return outcome if outcome.row is None or self._is_stored(outcome) else None
 
     def _killed(self, job: Job) -> Outcome:
@@ -183,17 +195,24 @@ class _Build:
         outcome = self.journal[record.name]
         return not self._reason(outcome)[0] and not self._is_stored(outcome)
 
-    def _most_common(self) -> tuple[int, int]:
+    def _most_common(self) -> Kind:
         """Rank and channels of most images: a store holds those of one kind."""
-        rows = (self.journal[record.name].row for record in self.records)
-        kinds = Counter((len(row.shape) - 1, row.shape[0]) for row in rows if row)
-        return kinds.most_common(1)[0][0] if kinds else (0, 0)
+        self.greys: set[Kind] = set()
+        return most_common(self._outcomes(), self.rank)
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        """Of all records, noting as what those are stored that may be grey or coloured."""
+        for record in self.records:
+            outcome = self.journal[record.name]
+            if outcome.grey:
+                self.greys.add(kind_of(outcome))
+            yield outcome
 
     def _reason(self, outcome: Outcome) -> tuple[str, bool]:
         """Why an image is not in the store, and whether it was set aside; an empty reason where it is."""
         if outcome.row is None:
             return outcome.reason, outcome.aside
-        kind = (len(outcome.row.shape) - 1, outcome.row.shape[0])
+        kind = kind_of(outcome)
         if kind == self.kind or self.kind == (0, 0):
             return "", False
         return f"{kind[0]}D with {kind[1]} channels in a store of {self.kind[0]}D with {self.kind[1]}", True

@@ -84,10 +84,13 @@ def _admitted(record: Any, card: dict[str, Any]) -> Any:
     from dataclasses import replace
 
     from ssl_med.data.intensity import channels_of
+    from ssl_med.data.kinds import as_grey, is_grey
     from ssl_med.data.readers import read
     from ssl_med.data.record import Unreadable
 
     image, facts = read(record), card["input"]
+    if facts["channels"] == channels_of(facts["intensity"], 1) and is_grey(image):
+        image = as_grey(image)
     axes, channels = image.array.ndim - 1, image.array.shape[0]
     if (axes, channels_of(facts["intensity"], channels)) != (facts["spatial_dims"], facts["channels"]):
         raise Unreadable(f"{axes}D with {channels} channels is not what the model was trained on")

@@ -32,6 +32,7 @@ def prepare(
     tissue: float = 0.25,
     saliency: str = "",
     check: bool = False,
+    rank: Literal[2, 3] | None = None,
     ignore_label: int | None = None,
 ) -> dict[str, Any]:
     """Read every image once, check it, and keep it where crops can be read fast; repeat to bring the store up to date.
@@ -63,6 +64,7 @@ def prepare(
         ignore_label: voxels of this label of the masks count nowhere, such as 255; nnU-Net's label ``ignore`` does so
             by itself.
         check: read every file of a store that is there, and do those images again whose files were damaged.
+        rank: of a folder with images and volumes keep images (2) or volumes (3); what there is more of by default.
 
     Returns:
         Counts: images, new, refused, set_aside; flat_maps where saliency maps were asked for.
@@ -106,6 +108,7 @@ def prepare(
             finding_names=found.layout.finding_names,
             box_names=found.layout.box_names,
             check=check,
+            rank=rank,
         )
     _tell(counts, out)
     return counts
