@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from ssl_med.backbones import (
     Backbone,
@@ -38,7 +39,7 @@ CASES = {
     "timm_swin": (TimmBackbone, {"name": "swin_tiny_patch4_window7_224", "image_size": 64}, (64, 64)),
     "segresnet_2d": (MonaiBackbone, {"name": "SegResNet", "spatial_dims": 2, "width": 8}, (16, 24)),
     "segresnet_3d": (MonaiBackbone, {"name": "SegResNet", "spatial_dims": 3, "width": 8}, (16, 8, 16)),
-    "dynunet_2d": (MonaiBackbone, {"name": "DynUNet", "spatial_dims": 2, "width": 4}, (16, 24)),
+    "dynunet_2d": (MonaiBackbone, {"name": "DynUNet", "spatial_dims": 2, "width": 16}, (16, 24)),
     "dynunet_3d": (MonaiBackbone, {"name": "DynUNet", "spatial_dims": 3, "width": 4, "in_channels": 2}, (16, 8, 16)),
     "residual_2d": (ResidualEncoder, {"spatial_dims": 2, "widths": [4, 8], "blocks": [1, 2]}, (8, 12)),
     "residual_3d": (
@@ -140,6 +141,13 @@ def test_recipe_and_state_rebuild_it(example: Example) -> None:
         ours, theirs = backbone(image, spacing), twin(image, spacing)
     assert torch.equal(ours.pooled, theirs.pooled)
     assert all(torch.equal(a, b) for a, b in zip(ours.maps, theirs.maps, strict=True))
+
+
+def test_no_strided_convolution_of_one_voxel_on_few_channels(example: Example) -> None:
+    """Its backward pass in oneDNN writes past its memory on processors with AVX2 alone (oneDNN issue 6035)."""
+    convolutions = [m for m in example[0].modules() if isinstance(m, nn.Conv2d)]  # not of volumes
+    risky = [m for m in convolutions if set(m.kernel_size) == {1} and set(m.stride) != {1} and m.in_channels < 16]
+    assert risky == []
 
 
 def test_layers_hold_each_parameter_once(example: Example) -> None:
