@@ -73,7 +73,7 @@ def test_absent_classes_and_empty_resamples(classified):
     assert score_of("balanced_accuracy")(classified, only)[0] == pytest.approx(right)
     assert np.isnan(score_of("auroc")(classified, only)[0])
     assert np.isnan(score_of("accuracy")(classified, np.zeros((1, 60)))[0])
-    assert score_of("mean_absolute_error") is None
+    assert score_of("my_own") is None
 
 
 @pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "dice", "dice_2"])

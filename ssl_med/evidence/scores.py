@@ -1,91 +1,99 @@
 """Scores of a set of cases under case weights, many weightings at once: what a bootstrap over patients recomputes.
 
 A weight is how often a case is in a resample. Balanced accuracy, AUROC and Dice of classes are not means over cases, so
-they are worked out anew for every resample and not averaged from per-case numbers. A score that is not known here is
-recomputed by the task itself on the repeated cases, one resample at a time.
+they are worked out anew for every resample and not averaged from per-case numbers. All scores that the shipped heads
+report are known here, but for those by size; any other is recomputed by the task itself on the repeated cases, one
+resample at a time.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import inf
 
 import numpy as np
+
+from ssl_med.evidence import box_scores, class_scores, number_scores
+from ssl_med.evidence.weighted import mean_of, nanmean, ratio
 
 Values = Mapping[str, np.ndarray]
 """What there is to know of each case, name -> (n, ...), as a task's ``score`` gave it."""
 Score = Callable[[Values, np.ndarray], np.ndarray]
 """(values of n cases, weights (b, n)) -> (b,) scores; NaN where a resample holds no case that counts."""
+Parts = Callable[[Values], tuple[np.ndarray, np.ndarray]]
+"""Values of n cases -> what each adds to a mean, and how often it counts there, both (n,)."""
+
+_ERRORS = ("mean_absolute_error", "calibration_error", "brier", "negative_log_likelihood")
+_OF_CASES = ("dice_", "hd95_", "surface_dice_", "extra_")
 
 
 def score_of(metric: str) -> Score | None:
-    """The vectorised score of that name; None for one that only its task knows."""
-    fixed = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc, "dice": dice}
-    if metric.startswith("dice_"):
-        return lambda values, weights: _nanmean(np.asarray(values[metric], float), weights)
-    return fixed.get(metric)
+    """The vectorised score of that name; None for one that only its task knows.
+
+    It raises KeyError for cases of a task that keeps other facts under this name.
+    """
+    if metric in _WHOLE:
+        return _WHOLE[metric]
+    if metric in _MEANS:
+        return partial(_mean, _MEANS[metric])
+    if metric.startswith(_OF_CASES):
+        return lambda values, weights: nanmean(np.asarray(values[metric], float), weights)
+    start, _, number = metric.rpartition("_")
+    if start == "auroc" and number.isdigit():
+        return partial(class_scores.auroc_of, int(number))
+    if start == "ap_10" and number.isdigit():
+        return partial(box_scores.mean_precision, metric)
+    if start == "sensitivity_at":
+        return partial(box_scores.sensitivity, float(number))
+    return None
 
 
 def less_is_better(metric: str) -> bool:
     """Errors, distances and what is found where nothing is; all other scores are better when they are larger."""
-    errors = ("mean_absolute_error", "calibration_error", "brier", "negative_log_likelihood")
-    return metric in errors or metric.startswith(("hd95", "extra_"))
+    return metric in _ERRORS or metric.startswith(("hd95", "extra_"))
 
 
-def recomputed(summarise: Callable[[Values], Mapping[str, float]], metric: str) -> Score:
+def limits(metric: str) -> tuple[float, float]:
+    """The smallest and the largest value that a score can have; infinite where it is not known here."""
+    if metric in ("quadratic_kappa", "pearson"):
+        return -1.0, 1.0
+    if metric == "r2":
+        return -inf, 1.0
+    if metric == "brier":
+        return 0.0, 2.0
+    if metric in ("mean_absolute_error", "negative_log_likelihood") or metric.startswith(("hd95_", "extra_")):
+        return 0.0, inf
+    return (0.0, 1.0) if score_of(metric) is not None else (-inf, inf)
+
+
+@dataclass
+class Recomputed:
     """A score that a task computes from cases: each resample is written out and summarised.
 
-    Args:
+    Attributes:
         summarise: scores of a set of cases, by name.
         metric: which of them.
     """
 
-    def score(values: Values, weights: np.ndarray) -> np.ndarray:
+    summarise: Callable[[Values], Mapping[str, float]]
+    metric: str
+
+    def __call__(self, values: Values, weights: np.ndarray) -> np.ndarray:
+        """(b,) scores of the cases under weights (b, n)."""
         places = [np.repeat(np.arange(len(row)), row.astype(int)) for row in weights]
-        found = [summarise({name: value[place] for name, value in values.items()})[metric] for place in places]
-        return np.array(found, float)
-
-    return score
+        repeated = ({name: value[place] for name, value in values.items()} for place in places)
+        return np.array([self.summarise(cases)[self.metric] for cases in repeated], float)
 
 
-def accuracy(values: Values, weights: np.ndarray) -> np.ndarray:
-    """Share of right cases among those with a label."""
-    right, label = _right(values)
-    return _ratio(weights @ np.where(label >= 0, right, 0.0), weights @ (label >= 0))
-
-
-def balanced_accuracy(values: Values, weights: np.ndarray) -> np.ndarray:
-    """Mean over the classes present of the share of right cases of each."""
-    right, label = _right(values)
-    shares = []
-    for value in np.unique(label[label >= 0]):
-        of_class = weights[:, label == value]
-        shares.append(_ratio(of_class @ right[label == value], of_class.sum(1)))
-    return _mean_of(np.stack(shares, 1))
-
-
-def auroc(values: Values, weights: np.ndarray) -> np.ndarray:
-    """Mean over the classes present of the area under the ROC curve, one class against the rest; ties count half.
-
-    The area is the chance that a case of the class scores above one of the rest (Mann-Whitney).
-    """
-    probability, label = np.asarray(values["probability"], float), np.asarray(values["label"])
-    probability, weights, label = probability[label >= 0], weights[:, label >= 0], label[label >= 0]
-    found = [_area(probability[:, value], label == value, weights) for value in np.unique(label)]
-    return _mean_of(np.stack(found, 1))
-
-
-def _area(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    sorted_weights, is_positive = weights[:, order], positive[order]
-    above = np.add.reduceat(sorted_weights * is_positive, starts, 1)
-    rest = np.add.reduceat(sorted_weights * ~is_positive, starts, 1)
-    below = np.cumsum(rest, 1) - 0.5 * rest
-    return _ratio((above * below).sum(1), above.sum(1) * rest.sum(1))
+def recomputed(summarise: Callable[[Values], Mapping[str, float]], metric: str) -> Recomputed:
+    """See :class:`Recomputed`."""
+    return Recomputed(summarise, metric)
 
 
 def dice(values: Values, weights: np.ndarray) -> np.ndarray:
     """Mean over the classes of the mean Dice over the cases that have the class."""
     parts = [np.asarray(value, float) for name, value in values.items() if _is_class_dice(name)]
-    return _mean_of(np.stack([_nanmean(part, weights) for part in parts], 1))
+    return mean_of([nanmean(part, weights) for part in parts], len(weights))
 
 
 def contributions(metric: str, values: Values) -> np.ndarray | None:
@@ -93,16 +101,24 @@ def contributions(metric: str, values: Values) -> np.ndarray | None:
 
     With it a change of arm for one patient changes the score by a known amount, so sign-flip tests are exact and cheap.
     """
-    if metric in ("accuracy", "balanced_accuracy"):
-        right, label = _right(values)
+    try:
+        return _contributions(metric, values)
+    except KeyError:  # the task keeps other facts about its cases under this metric's name
+        return None
+
+
+def _contributions(metric: str, values: Values) -> np.ndarray | None:
+    if metric in _MEANS:
+        added, count = _MEANS[metric](values)
+        return added / max(1, count.sum())
+    if metric == "balanced_accuracy":
+        guess, label = class_scores.guessed(values)
         known = label >= 0
-        if metric == "accuracy":
-            return np.where(known, right, 0.0) / max(1, known.sum())
         classes, place, count = np.unique(label[known], return_inverse=True, return_counts=True)
         added = np.zeros(len(label))
-        added[known] = right[known] / count[place] / len(classes)
+        added[known] = (guess == label)[known] / count[place] / len(classes)
         return added
-    if metric == "dice" or _is_class_dice(metric):
+    if metric == "dice" or (metric.startswith(_OF_CASES) and metric in values):
         names = [metric] if metric != "dice" else [name for name in values if _is_class_dice(name)]
         parts = np.stack([np.asarray(values[name], float) for name in names])
         has = np.isfinite(parts)
@@ -111,25 +127,38 @@ def contributions(metric: str, values: Values) -> np.ndarray | None:
     return None
 
 
+def _mean(parts: Parts, values: Values, weights: np.ndarray) -> np.ndarray:
+    added, count = parts(values)
+    return ratio(weights @ added, weights @ count)
+
+
+def _errors(values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Of numbers and of grades."""
+    return (number_scores.error_parts if "value" in values else class_scores.grade_error_parts)(values)
+
+
 def _is_class_dice(name: str) -> bool:
     return name.startswith("dice_") and name[5:].isdigit()
 
 
-def _right(values: Values) -> tuple[np.ndarray, np.ndarray]:
-    label = np.asarray(values["label"])
-    return (np.asarray(values["probability"]).argmax(1) == label).astype(float), label
-
-
-def _nanmean(value: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    has = np.isfinite(value)
-    return _ratio(weights @ np.where(has, value, 0.0), weights @ has)
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-
-
-def _mean_of(parts: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is a number; NaN where nothing is."""
-    has = np.isfinite(parts)
-    return _ratio(np.where(has, parts, 0.0).sum(1), has.sum(1))
+_MEANS: dict[str, Parts] = {
+    "accuracy": class_scores.accuracy_parts,
+    "brier": class_scores.brier_parts,
+    "negative_log_likelihood": class_scores.likelihood_parts,
+    "mean_absolute_error": _errors,
+}
+_WHOLE: dict[str, Score] = {
+    "balanced_accuracy": class_scores.balanced_accuracy,
+    "auroc": class_scores.auroc,
+    "average_precision": class_scores.precision,
+    "f1": class_scores.f1,
+    "calibration_error": class_scores.calibration_error,
+    "quadratic_kappa": class_scores.quadratic_kappa,
+    "r2": number_scores.r2,
+    "pearson": number_scores.pearson,
+    "dice": dice,
+    "froc": box_scores.froc,
+    "map_10": partial(box_scores.mean_precision, "map_10"),
+    "map_50": partial(box_scores.mean_precision, "map_50"),
+    "map_50_95": partial(box_scores.mean_precision, "map_50_95"),
+}

@@ -53,14 +53,18 @@ def widened(values: np.ndarray, observed: float, spread: Spread, level: float = 
         spread: the variances from patients and from runs.
         level: of the interval.
     """
+    plain, factor = percentile(values, level), stretch(spread, level)
+    return Interval(observed - factor * (observed - plain.low), observed + factor * (plain.high - observed))
+
+
+def stretch(spread: Spread, level: float = 0.95) -> float:
+    """Student's quantile over the normal one at the degrees of freedom of two variances; 1 where nothing varies."""
     from scipy.stats import norm, t
 
-    plain = percentile(values, level)
     freedom = degrees_of_freedom(spread)
     if not np.isfinite(freedom):
-        return plain
-    stretch = float(t.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2))
-    return Interval(observed - stretch * (observed - plain.low), observed + stretch * (plain.high - observed))
+        return 1.0
+    return float(t.ppf((1 + level) / 2, freedom) / norm.ppf((1 + level) / 2))
 
 
 def degrees_of_freedom(spread: Spread) -> float:
@@ -110,7 +114,11 @@ def sign_flip(differences: np.ndarray, rng: np.random.Generator, flips: int = 99
 
 
 def swap_test(
-    difference: Callable[[np.ndarray], np.ndarray], patients: int, rng: np.random.Generator, flips: int = 9999
+    difference: Callable[[np.ndarray], np.ndarray],
+    patients: int,
+    rng: np.random.Generator,
+    flips: int = 9999,
+    most_exact: int = EXACT_PATIENTS,
 ) -> float:
     """The same for any difference that can be recomputed when the arms of some patients are exchanged.
 
@@ -119,8 +127,9 @@ def swap_test(
         patients: how many.
         rng: for the random flips.
         flips: how many.
+        most_exact: up to so many patients all flips are looked at.
     """
-    exact = patients <= EXACT_PATIENTS
+    exact = patients <= most_exact
     if exact:
         signs = 1.0 - 2.0 * ((np.arange(2**patients)[:, None] >> np.arange(patients)) & 1)
     else:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ssl_med.evidence.analysis import Study, arm_means, compare
 from ssl_med.evidence.planning import PRETRAINED, SCRATCH, Comparison
+from ssl_med.evidence.progress import Progress
 
 FEW = 10
 """Fewer test patients than this and a group comes with a warning."""
@@ -21,16 +22,19 @@ def subgroup_table(study: Study, columns: Mapping[str, Sequence[str]]) -> list[d
         columns: name -> group of each test case, empty where unknown.
     """
     arms = [arm for arm in (PRETRAINED, SCRATCH) if arm in study.arms]
-    lines = []
-    for column, groups in columns.items():
-        named = np.array(groups, dtype=object)
-        for group in sorted({group for group in groups if group}):
-            lines += _lines(study, arms, column, group, named == group)
+    parts = [(column, group) for column, groups in columns.items() for group in sorted({g for g in groups if g})]
+    runs = sum(len(cells) for (arm, _), cells in study.cells.items() if arm in arms)
+    progress, lines = Progress("subgroups", len(parts) * runs * (1 + study.resample_count)), []
+    for column, group in parts:
+        lines += _lines(study, arms, column, group, np.array(columns[column], dtype=object) == group, progress)
+    progress.close()
     return lines
 
 
-def _lines(study: Study, arms: Sequence[str], column: str, group: str, keep: np.ndarray) -> list[dict[str, Any]]:
-    part = Study(study.results, study.patients, study.metric, study.score, study.resamples, keep)
+def _lines(
+    study: Study, arms: Sequence[str], column: str, group: str, keep: np.ndarray, progress: Progress
+) -> list[dict[str, Any]]:
+    part = Study(study.results, study.patients, study.metric, study.score, study.resamples, keep, progress)
     found = [entry for arm in arms for entry in arm_means(part, arm)]
     if len(arms) == 2:
         pair = Comparison(PRETRAINED, SCRATCH)

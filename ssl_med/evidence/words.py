@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from math import isinf
 from typing import Any
 
 from ssl_med.evidence.planning import FROZEN, KNN, LONGER, PRETRAINED, SCRATCH
@@ -49,10 +50,17 @@ def _ratio(found: Mapping[str, Any]) -> list[str]:
     told = [f"{e['says']} at {e['labels']} (95 % interval {e['interval']})" for e in entries]
     if not told:
         return []
-    return [
+    lines = [
         "Labels that scratch needs to reach what pretraining reaches, over the labels given: "
         f"{'; '.join(told)}. A bound (> or <) means that the answer lies outside of what was measured."
     ]
+    flat = [str(e["labels"]) for e in entries if e["low"] == e["high"] and isinf(e["low"])]
+    if flat:
+        lines.append(
+            f"The interval of this ratio at {', '.join(flat)} has no width because all resamples, or all but a few, lie "
+            "beyond what was measured."
+        )
+    return lines
 
 
 def _longer(found: Mapping[str, Any]) -> list[str]:
