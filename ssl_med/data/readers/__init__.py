@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_med.data.readers.dicom_start import PREAMBLE, is_dicom
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits, admit
 from ssl_med.data.readers.pyramid import is_pyramid
-from ssl_med.data.record import Image, Record, SetAside, Unreadable
+from ssl_med.data.record import BURNED_IN, Image, Record, SetAside, Unreadable
 from ssl_med.errors import UserError
 
 __all__ = ["COMPANIONS", "READERS", "SUFFIXES", "Limits", "read", "read_map", "read_mask", "reader_of"]
@@ -44,6 +45,9 @@ SUFFIXES = {
 COMPANIONS = (".img", ".img.gz", ".raw", ".zraw", ".raw.gz")
 """Ends of files that hold the voxels of a header beside them, and are no images on their own."""
 
+_OVERLAID = {"US", "BDUS", "IVUS", "IVOCT", "ES", "SC", "ULTRASOUND", "ECHO", "ENDOSCOPY"}
+"""Modalities, in the words of DICOM or of a table, whose devices write the patient's name into the picture."""
+
 _AS_LABELS = {"raster": {"palette": False}, "array": {"what": "masks"}}
 """How a reader is asked for voxel labels instead of an image."""
 
@@ -62,7 +66,7 @@ def reader_of(path: Path) -> str | None:
             return SUFFIXES[suffix]
     if name != "dicomdir" and (not path.suffix or path.suffix[1:].isdigit()) and path.is_file():
         with path.open("rb") as file:
-            return "dicom" if file.read(132)[128:] == b"DICM" else None
+            return "dicom" if is_dicom(file.read(PREAMBLE)) else None
     return None
 
 
@@ -83,8 +87,10 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     if record.aside:
         raise SetAside(f"set aside: {record.aside}")
     image = admit(_open(record, limits))
-    notes = tuple(dict.fromkeys((*image.warnings, *record.notes)))
-    return replace(image, modality=image.modality or record.modality, warnings=notes)
+    modality = image.modality or record.modality
+    risk = (BURNED_IN,) if modality.upper() in _OVERLAID else ()
+    notes = tuple(dict.fromkeys((*image.warnings, *risk, *record.notes)))
+    return replace(image, modality=modality, warnings=notes)
 
 
 def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:

@@ -14,8 +14,9 @@ import pydicom.filereader
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ssl_med.data.readers.dicom_start import PREAMBLE, has_preamble, is_dicom
 from ssl_med.data.readers.dicom_tags import MODALITIES, NOT_IMAGES, TAGS
 from ssl_med.data.readers.gate import Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
@@ -73,8 +74,13 @@ def read_header(file: Path) -> Dataset:
 
 
 def parsed(stream: BinaryIO | BytesIO, pixels: bool) -> Dataset:
-    """Parse a file up to its pixels, or with them, and nothing behind: a gigabyte of zeros would parse for hours."""
-    passed = False
+    """Parse a file up to its pixels, or with them, and nothing behind: a gigabyte of zeros would parse for hours.
+
+    Raises:
+        Unreadable: packed pixels in a file that does not say how they are packed.
+        InvalidDicomError: another kind of file; or what else pydicom raises on broken ones.
+    """
+    passed, bare = False, _check_start(stream)
 
     def ends(tag: BaseTag, vr: str | None, length: int) -> bool:
         nonlocal passed
@@ -83,7 +89,23 @@ def parsed(stream: BinaryIO | BytesIO, pixels: bool) -> Dataset:
         passed = tag in _PIXELS
         return passed and not pixels
 
-    return pydicom.filereader.read_partial(stream, ends, specific_tags=None if pixels else [Tag(tag) for tag in TAGS])
+    tags: list[BaseTag | int] | None = None if pixels else [Tag(tag) for tag in TAGS]
+    dataset = pydicom.filereader.read_partial(stream, ends, force=bare, specific_tags=tags)
+    if bare and "TransferSyntaxUID" not in dataset.file_meta:
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise Unreadable("packed pixels, and no transfer syntax that says how")
+        implicit, _ = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+def _check_start(stream: BinaryIO | BytesIO) -> bool:
+    """Whether the file has no preamble; the stream stands at its start before and after."""
+    head = stream.read(PREAMBLE)
+    stream.seek(0)
+    if not is_dicom(head):
+        raise InvalidDicomError
+    return not has_preamble(head)
 
 
 @contextmanager
@@ -104,14 +126,14 @@ def is_deflated(file: Path) -> bool:
 def _meta(file: Path) -> Dataset:
     """Group 2, as pydicom's ``read_file_meta_info`` gives it, which would set aside what a broken length asks for."""
     with Bounded(file) as stream:
-        pydicom.filereader.read_preamble(stream, force=False)
+        pydicom.filereader.read_preamble(stream, force=_check_start(stream))
         return pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
 
 
 def _inflated(file: Path, most: int) -> bytes:
     """The same file with its data set unpacked; what lies beyond ``most`` bytes is left out."""
     packed, meta = file.read_bytes(), _meta(file)
-    start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # preamble, then the group length itself
+    start = 12 + int(meta.FileMetaInformationGroupLength) + PREAMBLE * has_preamble(packed[:PREAMBLE])
     unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed[start:], most)
     return packed[:start].replace(_DEFLATED, _PLAIN) + unpacked
 
@@ -190,7 +212,6 @@ def _check_kind(header: Dataset) -> None:
 
 
 def notes_of(headers: list[Dataset]) -> tuple[str, ...]:
-    """What a person should know of the picture: names may stand in it."""
+    """What a person should know of the picture: names may stand in it. Of ultrasound that is told for all formats."""
     burned = any(str(header.get("BurnedInAnnotation", "")).upper() == "YES" for header in headers)
-    risky = any(is_secondary_capture(header) or header.get("Modality") == "US" for header in headers)
-    return (BURNED_IN,) if burned or risky else ()
+    return (BURNED_IN,) if burned or any(map(is_secondary_capture, headers)) else ()
