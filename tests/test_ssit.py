@@ -198,9 +198,9 @@ def test_a_miniature_training_learns_and_raises_no_alarm(tiny_ssit: Callable, si
 
 
 def test_injected_collapse_raises_the_alarm(tiny_ssit: Callable) -> None:
-    batches = many((16, 16), 20)
+    batches = many((16, 16), 60)
     task = tiny_ssit(momentum=0.0)
-    train(task, batches, 1.0)  # a hundred times the rate of the miniature training
+    train(task, batches, 3.0)  # some hundred times the rate of the miniature training
     assert "lower learner.lr" in task.verdict(signs_of(task, batches[0]))
 
 
