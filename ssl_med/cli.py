@@ -124,7 +124,7 @@ def _curve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--metric", help="score to compare; default: the task's own")
     whose = "a test case: one image, or one patient (mean over the images); default: image"
     p.add_argument("--unit", choices=["image", "patient"], default="image", help=whose)
-    p.add_argument("--resamples", type=int, default=2000, help="of the bootstrap; default: 2000")
+    p.add_argument("--resamples", type=int, help="of the bootstrap; default: 2000, 200 where each takes long")
     p.add_argument("--dry_run", action="store_true", help="only tell what would be run, and how long it takes")
     p.add_argument("--keep_models", action="store_true", help="keep checkpoints and weights of every run")
     p.add_argument("--allow_overlap", action="store_true", help="only tell which test images pretraining has seen")

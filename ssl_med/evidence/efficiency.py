@@ -72,21 +72,17 @@ def labels_needed(labels: np.ndarray, curves: np.ndarray, target: np.ndarray, gi
 
     Infinite where a curve never does, minus infinite where it begins above, nearest to ``given`` on a level stretch.
     """
-    where, needed = np.log(labels), np.full(len(target), np.nan)
-    for row, (curve, wanted) in enumerate(zip(curves, target, strict=True)):
-        if not (np.isfinite(wanted) and np.isfinite(curve).all()):
-            continue
-        below, reached = int((curve < wanted - _SAME).sum()), int((curve <= wanted + _SAME).sum())
-        if below == len(curve):
-            needed[row] = np.inf
-        elif reached == 0:
-            needed[row] = -np.inf
-        elif reached > below:  # one point or a level stretch is at the target
-            needed[row] = np.clip(given, labels[below], labels[reached - 1])
-        else:
-            share = (wanted - curve[below - 1]) / (curve[below] - curve[below - 1])
-            needed[row] = np.exp(where[below - 1] + share * (where[below] - where[below - 1]))
-    return needed
+    where, rows, last = np.log(labels), np.arange(len(target)), len(labels) - 1
+    known = np.isfinite(target) & np.isfinite(curves).all(1)
+    curves, wanted = np.where(known[:, None], curves, 0.0), np.where(known, target, 0.0)
+    below, reached = (curves < wanted[:, None] - _SAME).sum(1), (curves <= wanted[:, None] + _SAME).sum(1)
+    first, then = np.clip(below - 1, 0, last), np.minimum(below, last)
+    level = np.clip(given, labels[then], np.maximum(labels[np.clip(reached - 1, 0, last)], labels[then]))
+    rise = curves[rows, then] - curves[rows, first]
+    share = (wanted - curves[rows, first]) / np.where(rise > 0, rise, 1.0)
+    between = np.exp(where[first] + np.clip(share, 0, 1) * (where[then] - where[first]))
+    cases = [~known, below > last, reached == 0, reached > below]  # the last: one point or a level stretch is at it
+    return np.select(cases, [np.full(len(rows), value) for value in (np.nan, np.inf, -np.inf)] + [level], between)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def _ratio(found: Mapping[str, Any]) -> list[str]:
     flat = [str(e["labels"]) for e in entries if e["low"] == e["high"] and isinf(e["low"])]
     if flat:
         lines.append(
-            f"The interval of this ratio at {', '.join(flat)} has no width because all resamples, or all but a few, lie "
-            "beyond what was measured."
+            f"The interval of this ratio at {', '.join(flat)} has no width because all resamples, or all but a few, "
+            "lie beyond what was measured."
         )
     return lines
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssl_med.errors import UserError
-from ssl_med.evidence.analysis import Result, Study, analyse, finite_only
+from ssl_med.evidence.analysis import Result, Study, analyse, cost, finite_only
 from ssl_med.evidence.patients import first_images, of_patients
 from ssl_med.evidence.scores import Score, Values, recomputed, score_of
 from ssl_med.files import write_json, write_whole
@@ -25,7 +25,7 @@ def write_findings(
     works: Sequence[Work],
     module: Any,
     metric: str | None,
-    resamples: int,
+    resamples: int | None,
     groups: str | None,
     init: str,
     extras: Mapping[str, Any],
@@ -38,7 +38,7 @@ def write_findings(
         works: all done.
         module: the labelled data.
         metric: score to compare; the task's own if None.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; by default as many as the score allows.
         groups: table of subgroups, if any.
         init: of the pretrained arm.
         extras: ``notes``, ``leakage`` and ``floors``.
@@ -59,7 +59,7 @@ def write_findings(
     patients = np.array([row.patient for row in rows])
     study = Study(results, patients, name, _score(works, runs, name), resamples)
     found = {**analyse(study), "unit": unit, **extras, **_compute(runs, init)}
-    found["notes"] = [*found["notes"], *few_draws(runs), *_other_sources(runs), *lost_structures(runs)]
+    found["notes"] = [*found["notes"], *cost(study), *few_draws(runs), *_other_sources(runs), *lost_structures(runs)]
     found |= {"verdict": verdict(found), "paragraph": paragraph(found)}
     found["subgroups"] = subgroup_table(study, _columns(module, rows, groups))
     _write(out, found, _lines(works, study))
