@@ -15,6 +15,7 @@ from ssl_med.data.module import StoreData
 from ssl_med.errors import UserError
 from ssl_med.exports import export, load_backbone
 from ssl_med.learner import Learner
+from ssl_med.ops.collapse import feature_spread
 from ssl_med.recipe import build, recipe
 from ssl_med.tasks import DINO, IJEPA, Plan, SimCLR, Task
 from ssl_med.tasks.slice_consistency import SliceConsistency
@@ -196,6 +197,28 @@ def test_images_pass_to_the_part_alone(make_batch) -> None:
     losses = task(make_batch(SPACES[2]), 0.5)
     assert "consistency" not in losses
     assert losses["loss"].isfinite()
+
+
+def test_a_collapse_of_the_agreement_is_seen_beside_a_healthy_part(make_batch) -> None:
+    task = SliceConsistency(shared(), *BYOL, hidden_dim=16)
+    images, volumes = (make_batch(SPACES[axes], 8) for axes in (2, 3))
+    with torch.no_grad():
+        assert "consistency_spread" not in task.eval().vital_signs(images)  # no volume was seen yet
+        alive = task.train()(volumes, 0.0)["consistency_spread"]
+        cuts = task.cut(volumes)
+        volume, mean = task._see(task.backbone, volumes, cuts)
+        spreads = [feature_spread(task.predictor(x)) for x in (mean, volume)]
+        torch.testing.assert_close(alive, sum(spreads) / 2)
+        assert "consistency_spread" not in task.eval().agree(make_batch(SPACES[3], 1))  # one volume has no spread
+        assert torch.equal(task.eval().vital_signs(images)["consistency_spread"], task.spread)
+        sound = {**{name: float(v) for name, v in task.vital_signs(volumes).items()}, "embedding_spread": 0.9}
+        assert task.verdict(sound) == ""
+        task.predictor[-1].weight.zero_()  # says its bias of everything
+        assert "agree because" in task.verdict({**sound, **{n: float(v) for n, v in task.agree(volumes).items()}})
+        for _ in range(60):
+            task.train()(volumes, 0.0)
+        assert "agree because" in task.verdict({**sound, **{n: float(v) for n, v in task.vital_signs(images).items()}})
+    assert task.verdict({**sound, "embedding_spread": 0.0}).startswith("the embedding")  # the part's comes first
 
 
 def test_targets_are_the_teachers_where_there_is_one(make_batch) -> None:

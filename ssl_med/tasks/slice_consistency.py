@@ -4,6 +4,7 @@ A volume is seen twice: whole, and as a set of slices that go through the 2D pat
 the other. Images pass to the pretext task alone.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from ssl_med.backbones import Backbone, SharedViT
 from ssl_med.errors import UserError
+from ssl_med.ops import ranks
+from ssl_med.ops.collapse import feature_spread
 from ssl_med.ops.joint import cosine_distance
 from ssl_med.ops.random import Draws
 from ssl_med.recipe import locate
@@ -24,6 +27,11 @@ from ssl_med.types import Batch, Losses
 
 _SLICE_STREAM = 1 << 35
 """Child number of the slices: the pretext task, which draws from the same key, never meets it."""
+_COLLAPSED = 0.02
+"""Spread of the predictions up to which they count as one: 0.3 and more in sound runs, 0.02 without the stopped gradient
+at a hundredfold rate."""
+_REMEMBERED = 0.9
+"""Share of the old spread that stays in its moving average: a batch of volumes is small."""
 
 
 class SliceConsistency(PretextTask):
@@ -42,9 +50,15 @@ class SliceConsistency(PretextTask):
         axis: of the volume that slices are cut across: 0 gives axial ones.
         hidden_dim: width of the predictor's hidden layer.
 
+    Attributes:
+        spread: of the predictions for volumes, a moving average over the training; nan before the first volume. Looks
+            at the run may see images only, see :class:`~ssl_med.data.several.SeveralStores`.
+
     Raises:
         UserError: no slice, or no such axis.
     """
+
+    spread: Tensor
 
     def __init__(
         self,
@@ -63,6 +77,7 @@ class SliceConsistency(PretextTask):
         self.weight, self.slices, self.axis, self.hidden_dim = weight, slices, axis, hidden_dim
         self.task = build_part("part", {"class_path": part, "init_args": self.settings}, backbone)
         self.predictor = MLPHead([backbone.embed_dim, hidden_dim, backbone.embed_dim])
+        self.register_buffer("spread", torch.tensor(torch.nan), persistent=False)
 
     @classmethod
     def choose(cls, settings: Mapping[str, Any], plan: Plan) -> dict[str, Choice]:
@@ -75,11 +90,19 @@ class SliceConsistency(PretextTask):
         losses = self.task(batch, progress)
         if batch["image"].ndim == 4:
             return losses
-        term = self.consistency(batch)
-        return {**losses, "loss": losses["loss"] + self.weight * term, "consistency": term}
+        agreement = self.agree(batch)
+        loss = losses["loss"] + self.weight * agreement["consistency"]
+        if self.training and "consistency_spread" in agreement:
+            new = agreement["consistency_spread"]
+            self.spread = torch.where(self.spread.isfinite(), self.spread.lerp(new, 1 - _REMEMBERED), new)
+        return {**losses, "loss": loss, **agreement}
 
     def consistency(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean of both predictions: the volume from its slices, and the slices from their volume."""
+        return self.agree(batch)["consistency"]
+
+    def agree(self, batch: Batch) -> dict[str, Tensor]:
+        """:meth:`consistency`, and the spread of the predictions where there are two volumes or more."""
         slices = self.cut(batch)
         volume, mean = self._see(self.backbone, batch, slices)
         target_volume, target_mean = volume.detach(), mean.detach()
@@ -88,7 +111,11 @@ class SliceConsistency(PretextTask):
             with torch.no_grad():
                 target_volume, target_mean = self._see(teacher, batch, slices)
         from_slices, from_volume = self.predictor(mean), self.predictor(volume)
-        return (cosine_distance(from_slices, target_volume) + cosine_distance(from_volume, target_mean)) / 2
+        term = (cosine_distance(from_slices, target_volume) + cosine_distance(from_volume, target_mean)) / 2
+        said = [ranks.gather(x.detach()) for x in (from_slices, from_volume)]
+        if len(said[0]) < 2:  # one volume has no spread
+            return {"consistency": term}
+        return {"consistency": term, "consistency_spread": torch.stack([feature_spread(x) for x in said]).mean()}
 
     def _see(self, backbone: Backbone, batch: Batch, slices: Tensor) -> tuple[Tensor, Tensor]:
         """Features of whole volumes (b, d), and means over those of their slices."""
@@ -116,12 +143,21 @@ class SliceConsistency(PretextTask):
         self.task.after_step(progress)
 
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
-        """The part's."""
-        return self.task.vital_signs(batch)
+        """The part's, and the spread of the predictions: of this batch, or as remembered if it is of images."""
+        signs = self.task.vital_signs(batch)
+        if batch["image"].ndim == 5:
+            return {**signs, **self.agree(batch)}
+        return {**signs, "consistency_spread": self.spread} if self.spread.isfinite() else signs
 
     def verdict(self, signs: Mapping[str, float]) -> str:
-        """The part's."""
-        return self.task.verdict(signs)
+        """The part's; then whether slices and volumes agree only because all predictions are one."""
+        spread = signs.get("consistency_spread", math.inf)
+        if (words := self.task.verdict(signs)) or spread > _COLLAPSED:
+            return words
+        return (
+            f"slices and volumes agree because the prediction is nearly the same for all of them (spread {spread:.4f}, 1 "
+            "would be isotropic): lower task.weight or learner.lr, or lengthen the warm-up"
+        )
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The part's."""
