@@ -31,7 +31,7 @@ def test_a_table_that_is_not_used_is_told(tmp_path, capsys):
     pictures(tmp_path)
     (tmp_path / "scanner.csv").write_text("name;class\nPrisma;0.25\nSkyra;0.5\n")  # labels that are no classes
     told = "table scanner.csv names no image files of this folder, not used"
-    assert describe_layout(tmp_path).notes == (told,)
+    assert describe_layout(tmp_path).notes == (told, "ignored 1 other files: .csv 1")
     (tmp_path / "table.csv").write_text("image,label\na0.png,1\n")
     assert inspect(tmp_path)["layout"]["notes"] == [told]
     assert f"note        {told}" in capsys.readouterr().out

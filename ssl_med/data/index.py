@@ -141,7 +141,7 @@ def _found(folder: Path, manifest: Path | None, columns: dict[str, str]) -> Plan
         names = ", ".join(table.path.name for table in tables)
         notes += (f"several tables name images ({names}), none was used: choose one with manifest",)
     understood = _without_table(folder, coco=not tables)
-    return understood._replace(layout=replace(understood.layout, notes=understood.layout.notes + notes))
+    return understood._replace(layout=replace(understood.layout, notes=notes + understood.layout.notes))
 
 
 def _without_table(folder: Path, coco: bool) -> Plan:

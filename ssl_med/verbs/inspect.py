@@ -100,8 +100,6 @@ class _Progress:
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     layout = facts["layout"]
     yield f"layout      {layout['name']}"
-    if layout["ignored_files"]:
-        yield f"ignored     {layout['ignored_files']} other files"
     yield from (f"note        {note}" for note in layout["notes"])
     yield f"images      {facts['images']}, usable {facts['usable']}, voxels read of {facts['voxels_of']}"
     about = "" if facts["patients_exact"] else "about "

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 from ssl_med.data.layouts.base import File, Layout, Plan, name_of, stem_of
 from ssl_med.data.layouts.expand import image_records
+from ssl_med.data.layouts.ignored import notes_of
 from ssl_med.data.layouts.targets import group_of, is_target, targets_of
 from ssl_med.data.layouts.walk import leaves
 from ssl_med.data.record import Record
@@ -62,17 +64,20 @@ def plan_bids(folder: Path, columns: dict[str, str]) -> Plan:
         UserError: a column that is not there, or labels that are no classes.
     """
     people = _people(folder / "participants.tsv", columns)
-    files = masks = ignored = 0
+    files = masks = locked = 0
+    ignored: Counter[str] = Counter()
     for leaf in leaves(folder):
         inside = _is_raw(leaf.parts)
         files += len(leaf.images) if inside else 0
         ignored += leaf.ignored
+        locked += leaf.locked
         masks += sum(_is_mask(file.path) for file in leaf.images) if leaf.parts[:1] == ("derivatives",) else 0
     name = f"BIDS, {masks} masks in derivatives" if masks else "BIDS"
     notes = ()
     if people.others and "label" not in columns:
         notes = (f"participants.tsv has {', '.join(people.others)}: say columns={{'label': ...}} to use one as label",)
-    layout = Layout(name, people.class_names, ignored, notes, files=files, finding_names=people.finding_names)
+    notes += notes_of(ignored, locked)
+    layout = Layout(name, people.class_names, ignored.total(), notes, files=files, finding_names=people.finding_names)
     return Plan(layout, partial(_records, folder, people))
 
 

@@ -9,6 +9,7 @@ from ssl_med.data.layouts.base import File, Kind, Layout, Plan, name_of, split_o
 from ssl_med.data.layouts.classes import Folders, are_classes, group_of, meaningful, patient_of
 from ssl_med.data.layouts.dataset_json import Dataset, cases, read_dataset
 from ssl_med.data.layouts.expand import GROUPED_TOGETHER, array_classes, image_records, series_records
+from ssl_med.data.layouts.ignored import notes_of
 from ssl_med.data.layouts.masks import mask_of
 from ssl_med.data.layouts.walk import Leaf, leaves
 from ssl_med.data.readers import READERS
@@ -28,7 +29,8 @@ class _Census:
 
     readers: Counter[str] = field(default_factory=Counter)
     masks: int = 0
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    locked: int = 0
     folders: Folders = field(default_factory=Folders)
     clips: int = 0
     array_classes: set[tuple[str, ...]] = field(default_factory=set)
@@ -37,6 +39,7 @@ class _Census:
         self.readers.update(file.reader for file in leaf.images)
         self.masks += leaf.masks
         self.ignored += leaf.ignored
+        self.locked += leaf.locked
         self.folders.add(leaf.parts, len(leaf.images))
         self.clips += _is_clip(leaf, folder)
         for file in leaf.images:
@@ -168,10 +171,17 @@ def _layout(folder: Path, census: _Census, tree: _Tree) -> Layout:
         notes.append(f"{census.clips} folders hold numbered frames: if each is one clip, say --layout frames")
     if not tree.together:
         notes.append(f"more than {GROUPED_TOGETHER} DICOM files: a series must lie within one folder at the top")
+    notes += notes_of(census.ignored, census.locked)
     files = sum(census.readers.values())
     said = tree.dataset
     return Layout(
-        name, tree.classes, census.ignored, tuple(notes), dict(said.mask_names), files, ignored_labels=said.ignored
+        name,
+        tree.classes,
+        census.ignored.total(),
+        tuple(notes),
+        dict(said.mask_names),
+        files,
+        ignored_labels=said.ignored,
     )
 
 

@@ -1,11 +1,13 @@
 """Going through a tree folder by folder, so that never more than the names of one folder are held."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssl_med.data.layouts.base import File
+from ssl_med.data.layouts.ignored import kind_of
 from ssl_med.data.layouts.masks import in_mask_folder, masks_beside
 from ssl_med.data.readers import COMPANIONS, reader_of
 
@@ -19,14 +21,16 @@ class Leaf:
         images: in the order of their names.
         beside: image -> its mask in the same folder.
         masks: number of files with voxel labels.
-        ignored: number of files that no reader opens.
+        ignored: number of files that no reader opens, by their kind.
+        locked: number of folders below that could not be opened.
     """
 
     parts: tuple[str, ...]
     images: list[File] = field(default_factory=list)
     beside: dict[Path, Path] = field(default_factory=dict)
     masks: int = 0
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    locked: int = 0
 
 
 def leaves(folder: Path) -> Iterator[Leaf]:
@@ -34,9 +38,12 @@ def leaves(folder: Path) -> Iterator[Leaf]:
     if not folder.is_dir():
         yield _leaf(folder.parent, [folder.name], folder)
         return
-    for place, names in _walk(folder):
+    locked: list[OSError] = []
+    for place, names in _walk(folder, locked):
         if names:
             yield _leaf(place, names, folder)
+    if locked:
+        yield Leaf((), locked=len(locked))
 
 
 def _leaf(place: Path, names: list[str], folder: Path) -> Leaf:
@@ -44,7 +51,7 @@ def _leaf(place: Path, names: list[str], folder: Path) -> Leaf:
     files = [(path, reader_of(path)) for path in map(place.joinpath, names)]
     images = [File(path, reader) for path, reader in files if reader]
     heads = {path.stem.lower() for path, reader in files if reader}
-    ignored = sum(not (reader or _belongs(path, heads)) for path, reader in files)
+    ignored = Counter(kind_of(path) for path, reader in files if not (reader or _belongs(path, heads)))
     if in_mask_folder(parts, folder):
         return Leaf(parts, masks=len(images), ignored=ignored)
     beside, masks = masks_beside([file.path for file in images])
@@ -57,10 +64,10 @@ def _belongs(path: Path, heads: set[str]) -> bool:
     return any(name.endswith(end) and name.removesuffix(end) in heads for end in COMPANIONS)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Linked folders are followed, each real folder once."""
+def _walk(folder: Path, locked: list[OSError]) -> Iterator[tuple[Path, list[str]]]:
+    """Linked folders are followed, each real folder once; what could not be opened is added to ``locked``."""
     seen: set[int] = set()
-    for place, below, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, onerror=locked.append, followlinks=True):
         real = hash(str(Path(place).resolve()))
         below[:] = [] if real in seen else sorted(n for n in below if not n.startswith((".", "__MACOSX")))
         if real not in seen:

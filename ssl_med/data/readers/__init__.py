@@ -55,6 +55,8 @@ _AS_LABELS = {"raster": {"palette": False}, "array": {"what": "masks"}}
 def reader_of(path: Path) -> str | None:
     """Name of the reader for a file; None if no reader opens it.
 
+    A file without a suffix that may not be opened has no reader.
+
     Scanners also write DICOM files without a suffix or with a number for one, and slides as TIFF: those are known by
     their first bytes.
     """
@@ -65,8 +67,11 @@ def reader_of(path: Path) -> str | None:
         if suffix in SUFFIXES:
             return SUFFIXES[suffix]
     if name != "dicomdir" and (not path.suffix or path.suffix[1:].isdigit()) and path.is_file():
-        with path.open("rb") as file:
-            return "dicom" if is_dicom(file.read(PREAMBLE)) else None
+        try:
+            with path.open("rb") as file:
+                return "dicom" if is_dicom(file.read(PREAMBLE)) else None
+        except PermissionError:
+            return None
     return None
 
 

@@ -10,11 +10,11 @@ _MAX_ENTRIES = 512
 
 def is_pyramid(path: Path) -> bool:
     """Whether a TIFF is cut into tiles and holds smaller copies of its first page, as slide scanners write them."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             return _is_pyramid(file)
-        except (struct.error, OverflowError):
-            return False
+    except (struct.error, OverflowError, PermissionError):  # the last is told when the file is read
+        return False
 
 
 def _is_pyramid(file: BinaryIO) -> bool:
