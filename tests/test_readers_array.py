@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import record, volume, written
 
+from ssl_med.data.index import find_images
 from ssl_med.data.readers import read, read_mask
 from ssl_med.data.readers.array import rows
 from ssl_med.data.record import Unreadable
@@ -73,7 +74,7 @@ def test_a_header_that_unpacks_to_gigabytes_is_refused_first(tmp_path):
 
 def test_broken_arrays_say_why(tmp_path):
     np.savez(tmp_path / "pickled.npz", images=np.array([{}, {}], object))
-    np.savez(tmp_path / "other.npz", pixels=np.zeros((3, 4, 4)))
+    np.savez(tmp_path / "other.npz", pixels=np.zeros((3, 4, 4)), seg=np.zeros((3, 4, 4)))
     np.save(tmp_path / "objects.npy", np.array([{}], object))
     np.savez(tmp_path / "good.npz", images=volume((3, 4, 4)))
     damaged = bytearray((tmp_path / "good.npz").read_bytes())
@@ -94,3 +95,35 @@ def test_broken_arrays_say_why(tmp_path):
     ):
         with pytest.raises(Unreadable, match=reason):
             read(record(tmp_path / name, item=item))
+
+
+def test_one_array_alone_in_an_npz_is_an_image(tmp_path):
+    array = volume((7, 5, 6))
+    np.savez(tmp_path / "a.npz", array)
+    np.savez_compressed(
+        tmp_path / "b.npz", vol=array, spacing=np.ones(3), who=np.array("x"), facts=np.array([{}], object)
+    )
+    for name in ("a.npz", "b.npz"):
+        (found,) = find_images(tmp_path / name)
+        assert found.item is None
+        np.testing.assert_array_equal(read(found).array[0], array)
+        assert read(found).warnings == ()
+    read(record(tmp_path / "a.npz")).array[:] = 0
+    assert read(record(tmp_path / "a.npz")).array.any()
+    np.savez(tmp_path / "a_mask.npz", (array > 9).astype(np.uint8))
+    mask = read_mask(record(tmp_path / "a.npz", mask=tmp_path / "a_mask.npz"))
+    assert mask is not None
+    np.testing.assert_array_equal(mask[0], array > 9)
+
+
+def test_a_guess_of_the_colours_is_told(tmp_path):
+    for shape, guessed in (
+        ((8, 9, 4), True),
+        ((3, 8, 9), True),
+        ((4, 8, 9), True),
+        ((8, 9, 3), False),
+        ((8, 9), False),
+    ):
+        np.save(tmp_path / "a.npy", volume(shape))
+        warnings = read(record(tmp_path / "a.npy")).warnings
+        assert [f"array of shape {shape} taken for a volume" in warning for warning in warnings] == [True] * guessed

@@ -1,4 +1,4 @@
-"""NumPy files: one image in a ``.npy``, or many rows in a ``.npz`` with the keys of MedMNIST, and their masks."""
+"""NumPy files: one image in a ``.npy`` or alone in a ``.npz``, or many rows in one with the keys of MedMNIST."""
 
 import re
 import struct
@@ -54,7 +54,9 @@ class Row:
 def read(record: Record, limits: Limits = DEFAULT_LIMITS, what: str = "images") -> Image:
     """Read an array file as an image without geometry: spacing 1.0 and no affine.
 
-    A last axis of length 1 or 3 is the colour, so that (h, w), (h, w, 3), (d, h, w) and (d, h, w, 1) are understood.
+    A last axis of length 1 or 3 is the colour, so that (h, w), (h, w, 3), (d, h, w) and (d, h, w, 1) are understood. A
+    volume whose first axis is 3 or 4 long, or whose last is 4, carries a warning: that axis may be meant as colour. An
+    ``.npz`` without the keys of rows is one image if it holds one array of numbers with two axes or more.
 
     Args:
         record: the file, and which row of it.
@@ -71,8 +73,9 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS, what: str = "images") 
                 array = _load(stream, limits)
         else:
             array = _row(path, record, limits, what)
+    guessed = _guess(array.shape)
     array = _channels_first(array)
-    return Image(array, (1.0,) * (array.ndim - 1))
+    return Image(array, (1.0,) * (array.ndim - 1), warnings=guessed)
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -103,6 +106,8 @@ def class_names(path: Path) -> tuple[str, ...]:
 def _contained() -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise Unreadable(f"cannot be opened: {error.strerror}") from None
     except _BROKEN as error:
         raise Unreadable(f"damaged array file ({type(error).__name__})") from None
 
@@ -135,6 +140,9 @@ def _load(stream: Stream, limits: Limits) -> np.ndarray:
 
 def _row(path: Path, record: Record, limits: Limits, what: str) -> np.ndarray:
     if record.item is None:
+        if key := _only_array(path):
+            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as stream:
+                return _load(stream, limits)
         first = next(rows(path), None)  # says what is wrong with the file
         raise Unreadable("no images in the file" if first is None else "an .npz file is read row by row")
     state = path.stat()
@@ -142,6 +150,25 @@ def _row(path: Path, record: Record, limits: Limits, what: str) -> np.ndarray:
     if not 0 <= record.item < len(images):
         raise Unreadable(f"row {record.item} of {len(images)}")
     return images[record.item].copy()  # a view would let a caller write into the cache
+
+
+def _only_array(path: Path) -> str:
+    """Key of the only array of numbers with two axes or more in a file without rows; empty if there is no such one."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        if any(_IMAGES.fullmatch(name.removesuffix(".npy")) for name in names):
+            return ""
+        found = [name.removesuffix(".npy") for name in names if _holds_numbers(archive, name)]
+    return found[0] if len(found) == 1 else ""
+
+
+def _holds_numbers(archive: zipfile.ZipFile, name: str) -> bool:
+    with archive.open(name) as stream:
+        try:
+            shape, _, dtype = _header(stream)
+        except Unreadable:  # pickled objects beside the array stay shut
+            return False
+    return len(shape) > 1 and dtype.kind in "biuf"
 
 
 @lru_cache(maxsize=3)
@@ -153,6 +180,12 @@ def _member(path: Path, key: str, changed: int, limits: Limits) -> np.ndarray:
             raise Unreadable(f"no key {key}")
         with archive.open(f"{key}.npy") as stream:
             return _load(stream, large)
+
+
+def _guess(shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(shape) == 3 and (shape[0] in (3, 4) or shape[-1] == 4):
+        return (f"array of shape {shape} taken for a volume: colours are understood as a last axis of length 3",)
+    return ()
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
@@ -167,7 +200,7 @@ def _splits(archive: zipfile.ZipFile) -> list[str]:
     keys = [name.removesuffix(".npy") for name in archive.namelist()]
     splits = [match["split"] or "" for key in keys if (match := _IMAGES.fullmatch(key))]
     if not splits:
-        raise Unreadable("no key `images` or `..._images`")
+        raise Unreadable("no key `images` or `..._images`, and not one array alone")
     return splits
 
 
