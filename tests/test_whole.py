@@ -100,8 +100,15 @@ def test_no_more_loader_processes_than_batches_and_none_without_room(store, monk
 def test_verbs_say_which_image_is_damaged(tmp_path, capsys):
     store = store_of(pictures(tmp_path / "in"), tmp_path / "store")
     run, out, data = str(tmp_path / "run"), tmp_path / "out", ["--data", str(store.folder)]
-    quiet = ["--watch.probes", "0", "--watch.health", "0", "--watch.pictures", "0", "--trainer.max_steps", "1"]
-    assert main(["pretrain", "smoke/mae_2d", *data, "--out", run, *quiet]) == 0
+    quiet = ["--watch.probes", "1", "--watch.health", "0", "--watch.pictures", "0", "--trainer.max_steps", "1"]
+    seen = store.rows.where(split="val")[0]
+    flip(store, seen.id)
+    assert main(["pretrain", "smoke/mae_2d", *data, "--out", run, *quiet]) == 0  # it can do without its probes
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "no probes in this run: " in log
+    assert f"image {seen.id} is damaged" in log
+    assert str(tmp_path) not in log
+    flip(store, seen.id)  # repaired
     row = store.rows.where(split="test")[0]
     flip(store, row.id)
     tune = ["finetune", "smoke/classify", *data, "--init", run, "--out", str(out), "--trainer.max_steps", "1"]
