@@ -22,7 +22,7 @@ from ssl_med.data.module import StoreData
 from ssl_med.data.sections import data_of, folders_of, joined, sections_of
 from ssl_med.data.store import summary_of
 from ssl_med.errors import Stopped, UserError
-from ssl_med.learner import Learner
+from ssl_med.learner import Learner, fitting_warmup
 from ssl_med.memory import out_of_memory
 from ssl_med.recipe import instantiate, locate, new_parser, parse, public_path
 from ssl_med.reporting import progress_png, report
@@ -137,7 +137,7 @@ def fit(
     try:
         with run_log(folder.path) if folder.leads else nullcontext():
             for name, choice in chosen.items():
-                LOG.info("task.%s = %s: %s", name, choice.value, choice.reason)
+                LOG.info("%s = %s: %s", name, choice.value, choice.reason)
             module.ledger = folder.path / LEDGER
             if folder.leads:
                 lock_data(module, folder.path)
@@ -164,7 +164,7 @@ def check_saving(watch: Watching, trainer: Mapping[str, Any]) -> None:
 
 
 def settle(resolved: Config, module: Data, run: Path | None = None) -> dict[str, Choice]:
-    """Fill the task's settings that were left open, in place; returns them with their reasons.
+    """Fill the settings that were left open, in place; returns them by their full names, with their reasons.
 
     Args:
         resolved: see :func:`resolve`.
@@ -175,7 +175,12 @@ def settle(resolved: Config, module: Data, run: Path | None = None) -> dict[str,
     size, steps = module.batch_size, resolved["trainer"]["max_steps"]
     images = sum(len(part.rows("train")) for part in module.parts)
     chosen = fill_open(resolved["task"], Plan(images, size * parts, steps, size, targets_of(module.parts[0])))
-    return chosen | standardise(resolved["task"], module, run)
+    chosen |= standardise(resolved["task"], module, run)
+    found = {f"task.{name}": choice for name, choice in chosen.items()}
+    if resolved["learner"]["warmup"] is None:
+        found["learner.warmup"] = fitting_warmup(steps)
+        resolved["learner"]["warmup"] = found["learner.warmup"].value
+    return found
 
 
 def fill_open(place: Config, plan: Plan) -> dict[str, Choice]:

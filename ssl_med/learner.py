@@ -10,8 +10,29 @@ from ssl_med.ops import ranks
 from ssl_med.ops.norm import over_all_processes
 from ssl_med.optim import adamw, clip_all, clip_each, hold_still, norm_of_all, parameter_groups
 from ssl_med.schedules import cosine
-from ssl_med.tasks.base import Task
+from ssl_med.tasks.base import Choice, Task
 from ssl_med.types import Batch
+
+_WARMUP, _LEAST_WARMUP, _MOST_WARMUP = 0.05, 40, 0.5
+"""MAE's share of the steps; the least number of them; the largest share."""
+
+
+def fitting_warmup(steps: int) -> Choice:
+    """A share of the training that warms up: MAE's 0.05, but 40 steps at least, and half of the training at most.
+
+    Adam divides by a mean of squared gradients that looks back over 1 / (1 - beta2) steps. Its first steps are of no
+    known size until twice as many have passed (Ma and Yarats, arXiv 1910.04209): 40 with MAE's beta2 of 0.95. From 800
+    steps on the published share has as many.
+
+    Args:
+        steps: of the training.
+    """
+    if _WARMUP * steps >= _LEAST_WARMUP:
+        return Choice(_WARMUP, f"MAE's share, {round(_WARMUP * steps)} of {steps} steps")
+    share = min(_LEAST_WARMUP / steps, _MOST_WARMUP)
+    bound = "half of the training at most" if share == _MOST_WARMUP else "twice as many as Adam's mean of squares spans"
+    why = f"{round(share * steps)} of {steps} steps, {bound}; MAE's {_WARMUP} would be too few"
+    return Choice(round(share, 4), why)
 
 
 class Learner(pl.LightningModule):
@@ -23,7 +44,7 @@ class Learner(pl.LightningModule):
         weight_decay: of matrices; vectors are not decayed.
         weight_decay_end: where the decay ends after half a cosine (DINO: 0.04 to 0.4); constant if None.
         betas: of AdamW.
-        warmup: share of the steps that warm up.
+        warmup: share of the steps that warm up; chosen from their number if left open, see :func:`fitting_warmup`.
         layer_decay: factor on the rate per layer towards the input (fine-tuning: 0.65 to 0.75); 1 for none.
         clip: largest gradient norm; None for no clipping (MAE).
         clip_each: clip every tensor by its own norm (DINO) instead of all by their common one.
@@ -33,6 +54,9 @@ class Learner(pl.LightningModule):
         freeze_backbone: share of the steps, at the beginning, in which only what is in no layer of the task learns: the
             new heads of a backbone that is good already. None is 0; ``--init_from`` chooses.
         seed: of the run; what is random inside the model is a function of (seed, step, rank).
+
+    Raises:
+        ValueError: ``freeze_backbone`` is no share of the steps.
 
     Attributes:
         skipping: the step that is being done must leave everything as it is, see :class:`ssl_med.callbacks.Guard`.
@@ -44,7 +68,7 @@ class Learner(pl.LightningModule):
         lr: float = 1.5e-4,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.95),
-        warmup: float = 0.05,
+        warmup: float | None = None,
         layer_decay: float = 1.0,
         clip: float | None = None,
         clip_each: bool = False,
@@ -115,7 +139,8 @@ class Learner(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the rate of this step, clip, and log how large the gradient was."""
-        rates = self.task.rates(self.progress, self.warmup)
+        warmup = fitting_warmup(self.trainer.max_steps).value if self.warmup is None else self.warmup
+        rates = self.task.rates(self.progress, warmup)
         if self.progress < (self.freeze_backbone or 0):
             rates = rates._replace(trunk=0.0)
             hold_still(optimizer.param_groups)
