@@ -157,7 +157,9 @@ def test_faithful_sides_are_those_of_the_original_below_twenty_voxels(size: int)
         transform = LocalShuffle(1.0, windows=300, faithful=faithful)
         assert transform.plan(image, Draws(keys(1)))["limits"].tolist() == [[limit] * 3]
     moved = {
-        faithful: (sources((size, size, size), windows=2000, faithful=faithful) != np.arange(size**3).reshape([size] * 3))
+        faithful: (
+            sources((size, size, size), windows=2000, faithful=faithful) != np.arange(size**3).reshape([size] * 3)
+        )
         for faithful in (True, False)
     }
     assert bool(moved[True].any()) is (size >= 20)  # windows of one voxel leave all where it is

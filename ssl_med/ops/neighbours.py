@@ -21,7 +21,7 @@ def check_neighbours(who: str, rows: int) -> None:
         UserError: there is only one row, which would be mixed with itself.
     """
     if rows * ranks.world_size() < 2:
-        raise UserError(f"{who} mixes each image with another of the batch, which has only one: enlarge data.batch_size")
+        raise UserError(f"{who} mixes each image with another of the batch, and there is one: enlarge data.batch_size")
 
 
 @torch.no_grad()

@@ -35,9 +35,9 @@ class Hybrid(PretextTask):
         parts: name -> ``{class_path, init_args}`` of a pretext task, without its backbone.
         weights: name -> factor on its loss; 1 where none is given.
         balance: divide each part's loss by the size of its gradient on the backbone's last layer (and multiply by the
-            mean size), so that ``weights`` say how much each part pulls, whatever the scale of its loss. The factor stays
-            within 0.1 and 10, and is 1 for a part whose gradient is 0; it is logged as ``NAME/factor``. Costs one more
-            backward pass through the last layers for each part.
+            mean size), so that ``weights`` say how much each part pulls, whatever the scale of its loss. The factor
+            stays within 0.1 and 10, and is 1 for a part whose gradient is 0; it is logged as ``NAME/factor``. Costs one
+            more backward pass through the last layers for each part.
 
     Raises:
         ValueError: fewer than two parts, or a weight of a part that is not there.

@@ -66,7 +66,7 @@ class ModelsGenesis(PretextTask):
             they are and takes the percentiles of each other one, so that the curves do not clamp z-scores.
         widths: channels of the decoder, fine to coarse; fine-tuning that starts from the decoder takes them over.
         faithful: the original's quirks in what is built by default: depth is never flipped and a third of the flips do
-            nothing; 10,000 shuffling windows whatever the size of the crop, whose sides are one voxel along axes below 20.
+            nothing; 10,000 shuffling windows whatever the size of the crop, of one voxel along axes below 20.
     """
 
     def __init__(
