@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_med.data.census import Counts, Distinct, Spread
 from ssl_med.data.layouts.base import Layout
-from ssl_med.data.peek import peek
+from ssl_med.data.peek import peek, tells
 from ssl_med.data.readers import read, read_mask
 from ssl_med.data.record import Image, Record, SetAside, Unreadable
 
@@ -29,6 +29,7 @@ class Inventory:
     masks: int = 0
     bad: int = 0
     aside: int = 0
+    unsized: int = 0
     patients: Distinct = field(default_factory=Distinct)
     studies: Distinct = field(default_factory=Distinct)
     sites: Distinct = field(default_factory=Distinct)
@@ -47,7 +48,7 @@ class Inventory:
             self._refuse(record, error)
             return False
         if header:
-            self._add_sizes(header.shape, header.spacing, header.modality)
+            self._add_sizes(header.shape, header.spacing, header.modality, header.sized)
         return True
 
     def read(self, record: Record, looked: bool = False) -> None:
@@ -56,7 +57,7 @@ class Inventory:
             self._add_record(record)
         try:
             image = read(record)
-            self._add_image(image, sizes=not looked or record.reader not in ("nifti", "dicom", "raster"))
+            self._add_image(image, record, sizes=not looked or not tells(record))
             mask = read_mask(record, image)
         except Unreadable as error:
             self._refuse(record, error)
@@ -86,17 +87,19 @@ class Inventory:
         if len(self.broken) < _MOST_BROKEN:
             self.broken.append({"name": record.name, "reason": reason})
 
-    def _add_sizes(self, shape: tuple[int, ...], spacing: tuple[float, ...], modality: str) -> None:
+    def _add_sizes(self, shape: tuple[int, ...], spacing: tuple[float, ...], modality: str, sized: bool) -> None:
         rank = f"{len(shape)}D"
         self.shapes[rank].add(shape)
         self.spacings[rank].add(spacing)
+        self.unsized += not sized
         self.counts.add("ranks", rank)
         self.counts.add("modalities", modality or "unknown")
 
-    def _add_image(self, image: Image, sizes: bool) -> None:
+    def _add_image(self, image: Image, record: Record, sizes: bool) -> None:
         self.voxels_of += 1
         if sizes:
-            self._add_sizes(image.array.shape[1:], image.spacing, image.modality)
+            sized = image.affine is not None or bool(record.spacing) or any(step != 1.0 for step in image.spacing)
+            self._add_sizes(image.array.shape[1:], image.spacing, image.modality, sized)
         values = _intensity(image.array)
         for kind in ("all", image.modality or "unknown"):
             self.intensities[kind].add(values)
@@ -123,6 +126,7 @@ class Inventory:
             "masks": {"count": self.masks, "values": self.counts.facts("mask_values")},
             "shapes": {rank: spread.facts() for rank, spread in self.shapes.items()},
             "spacings": {rank: spread.facts() for rank, spread in self.spacings.items()},
+            "unsized": self.unsized,
             "intensity": ranges.pop("all", {}),
             "intensity_by_modality": ranges,
             "set_aside": self.counts.facts("set_aside"),

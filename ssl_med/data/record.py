@@ -54,6 +54,8 @@ class Record:
         tiling: how a slide is cut, where it was asked for in another way than usual.
         boxed: somebody looked for boxes in this image, also where they found none.
         saliency: file with a saliency map on the same grid, where a person gave maps of their own.
+        spacing: mm per voxel along x, y(, z) as a table says it, or one number for all; it counts where the file tells
+            none. A note says it too, which makes it a part of what an image is.
         ignored: voxel labels of the mask file that say that nothing is known there; they are read as -1.
     """
 
@@ -80,6 +82,7 @@ class Record:
     tiling: Tiling | None = field(default=None, repr=False)
     boxed: bool = field(default=False, repr=False)
     saliency: Path | None = field(default=None, repr=False)
+    spacing: tuple[float, ...] = field(default=(), repr=False)
     ignored: tuple[int, ...] = field(default=(), repr=False)
 
 

@@ -98,7 +98,7 @@ def _plain(record: Record) -> dict[str, Any]:
 
 def _record(facts: dict[str, Any]) -> Record:
     facts["files"] = tuple(map(Path, facts["files"]))
-    for name in ("notes", "labels", "boxes", "ignored"):
+    for name in ("notes", "labels", "boxes", "spacing", "ignored"):
         if name in facts:
             facts[name] = tuple(facts[name])
     if "groups" in facts:

@@ -121,6 +121,9 @@ def _size_lines(facts: dict[str, Any]) -> Iterator[str]:
         for rank, spread in facts[kind].items():
             words = ", ".join(f"{name} {_sizes(sizes)}" for name, sizes in spread.items())
             yield f"{kind:12}{rank} {words} {unit}"
+    if facts["unsized"]:
+        told = f"no pixel size in the files of {facts['unsized']} images"
+        yield f"{'':12}{told}: shown as 1 mm; a table may give it in a column spacing"
     modalities = facts["intensity_by_modality"]
     for modality, values in (modalities if len(modalities) > 1 else {"": facts["intensity"]}).items():
         if values:

@@ -11,7 +11,7 @@ from ssl_med.data.layouts.base import SPLITS, Layout, name_of
 from ssl_med.data.layouts.expand import image_records
 from ssl_med.data.layouts.masks import mask_of
 from ssl_med.data.layouts.rows import SUFFIXES, NotATable, header_of, rows_of
-from ssl_med.data.layouts.targets import FIELDS, PREFIXES, group_of, is_target, targets_of
+from ssl_med.data.layouts.targets import FIELDS, PREFIXES, group_of, is_target, spacing_of, targets_of
 from ssl_med.data.readers import dicom, reader_of
 from ssl_med.data.record import Record
 from ssl_med.errors import UserError
@@ -27,6 +27,7 @@ _COLUMNS = {
     "label": ("label", "class", "target"),
     "dataset": ("dataset",),
     "units": ("units",),
+    "spacing": ("spacing", "pixel_spacing"),
 }
 """Fields of a record and the columns that give them unless a person says otherwise."""
 
@@ -131,7 +132,10 @@ class Table:
                 raise UserError(f"{self.path.name}, line {number} {problem}: expected one line per image")
             seen.add(hash(str(path)))
             facts = self.targets.of(row, self._value("image", row), f"{self.path.name}, line {number}")
-            yield from (replace(record, **facts) for record in self._of_row(path, number, row))
+            step = spacing_of(self._value("spacing", row), f"{self.path.name}, line {number}")
+            told = (f"the table gives a spacing of {' x '.join(f'{s:g}' for s in step)} mm",) if step else ()
+            for record in self._of_row(path, number, row):
+                yield replace(record, spacing=step, notes=record.notes + told, **facts)
 
     def _of_row(self, path: Path, number: int, row: dict[str, str]) -> Iterator[Record]:
         if path.is_dir():

@@ -164,6 +164,27 @@ def number_of(text: str | None, where: str) -> float | None:
     return found
 
 
+def spacing_of(text: str | None, where: str) -> tuple[float, ...]:
+    """Mm per voxel along x, y(, z), or one number for all, of a cell such as ``0.5`` or ``0.5 0.5 2``; none if empty.
+
+    Raises:
+        UserError: something else.
+    """
+    word = (text or "").strip()
+    if word.lower() in _UNKNOWN:
+        return ()
+    try:
+        found = tuple(float(number) for number in re.split(r"[\s,;x]+", word.strip("[()] ")))
+    except ValueError:
+        found = ()
+    if not 1 <= len(found) <= 3 or not all(0 < step < math.inf for step in found):
+        raise UserError(
+            f"{where}: {text!r} is no spacing: expected mm per voxel along x, y(, z) such as 0.5 or 0.5 0.5 2; "
+            "leave the column out with columns={'spacing': ''}"
+        )
+    return found
+
+
 def boxes_of(text: str | None, where: str) -> list[Line] | None:
     """The boxes of a cell: ``[[x, y, w, h, class], ...]``, in volumes ``[x, y, z, w, h, d, class]``, or as objects.
 

@@ -48,6 +48,8 @@ COMPANIONS = (".img", ".img.gz", ".raw", ".zraw", ".raw.gz")
 _OVERLAID = {"US", "BDUS", "IVUS", "IVOCT", "ES", "SC", "ULTRASOUND", "ECHO", "ENDOSCOPY"}
 """Modalities, in the words of DICOM or of a table, whose devices write the patient's name into the picture."""
 
+_FILMS = ("frames", "video")
+
 _AS_LABELS = {"raster": {"palette": False}, "array": {"what": "masks"}}
 """How a reader is asked for voxel labels instead of an image."""
 
@@ -91,11 +93,38 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     """
     if record.aside:
         raise SetAside(f"set aside: {record.aside}")
-    image = admit(_open(record, limits))
+    image = admit(_spaced(_open(record, limits), record))
     modality = image.modality or record.modality
     risk = (BURNED_IN,) if modality.upper() in _OVERLAID else ()
     notes = tuple(dict.fromkeys((*image.warnings, *risk, *record.notes)))
     return replace(image, modality=modality, warnings=notes)
+
+
+def _spaced(image: Image, record: Record) -> Image:
+    """An image whose file tells no spacing, with that of a table."""
+    if not record.spacing or image.affine is not None or any(step != 1.0 for step in image.spacing):
+        return image
+    return replace(image, spacing=spacing_from(record, image.spacing))
+
+
+def spacing_from(record: Record, unknown: tuple[float, ...]) -> tuple[float, ...]:
+    """The spacing that a table gives, in memory order.
+
+    Args:
+        record: with a spacing.
+        unknown: spacing of the image as it was read.
+
+    Raises:
+        Unreadable: another number of axes.
+    """
+    given, axes = tuple(reversed(record.spacing)), len(unknown)
+    if len(given) == 1:
+        given *= axes - (record.reader in _FILMS)
+    if len(given) == axes - 1:
+        given = (1.0, *given)  # time, or pages at an unknown distance
+    if len(given) != axes:
+        raise Unreadable(f"spacing of {len(given)} numbers in the table, the image has {axes} axes")
+    return given
 
 
 def read_mask(record: Record, image: Image | None = None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | None:

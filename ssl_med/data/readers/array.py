@@ -78,6 +78,18 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS, what: str = "images") 
     return Image(array, (1.0,) * (array.ndim - 1), warnings=guessed)
 
 
+def shape_of(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[int, ...]:
+    """Shape along space of a ``.npy`` file, from its header alone.
+
+    Raises:
+        Unreadable: damaged, too large, pickled objects, or a layout that is not known.
+    """
+    with _contained(), path.open("rb") as stream:
+        shape, _, dtype = _header(stream)
+    check_shape(shape, dtype.itemsize, limits)
+    return _channels_first(np.broadcast_to(np.uint8(0), shape)).shape[1:]
+
+
 def rows(path: Path) -> Iterator[Row]:
     """All images of an ``.npz`` file in a fixed order, without reading the images.
 

@@ -57,6 +57,18 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     return placed(np.moveaxis(stored, 0, -1), header.affine, modality=header.modality)
 
 
+def grid_of(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[int, ...], np.ndarray, str]:
+    """Shape (x, y) or (x, y, z), affine and modality of a file, from its header alone.
+
+    Raises:
+        Unreadable: a broken header, or one that claims too much.
+    """
+    with path.open("rb") as raw:
+        header = _header(Lines(raw))
+    check_shape((header.channels, *header.shape), header.dtype.itemsize, limits)
+    return header.shape, header.affine, header.modality
+
+
 def voxel_file(path: Path) -> Path | None:
     """The second file that holds the voxels; None where they follow the header.
 

@@ -66,6 +66,18 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
     return placed(header.grid.channels_last(stored), header.grid.affine, header.grid.warnings)
 
 
+def grid_of_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (x, y) or (x, y, z) and affine of a file, from its header alone.
+
+    Raises:
+        Unreadable: a broken header, or one that claims too much.
+    """
+    with path.open("rb") as raw:
+        header = _header(raw)
+    check_shape(header.grid.sizes, header.dtype.itemsize, limits)
+    return header.grid.space, header.grid.affine
+
+
 def voxel_file(path: Path) -> Path | None:
     """The second file that holds the voxels; None where they follow the header.
 

@@ -44,6 +44,11 @@ class Grid:
     affine: np.ndarray
     warnings: tuple[str, ...]
 
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Sizes of the axes of space, (x, y) or (x, y, z)."""
+        return tuple(size for axis, size in enumerate(self.sizes) if axis != self.channel)
+
     def channels_last(self, stored: np.ndarray) -> np.ndarray:
         """Array of ``sizes`` -> (x, y[, z], c) without transparency."""
         if self.channel is None:
