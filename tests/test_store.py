@@ -169,6 +169,19 @@ def test_a_damaged_image_is_named_by_its_row(tmp_path):
     assert np.array_equal(store.read(store.rows[1]), volume(1)[0].transpose(2, 1, 0)[None])
 
 
+def test_a_disk_that_gives_up_on_a_file_is_told_of_its_row(tmp_path, monkeypatch):
+    store = store_of(volumes(tmp_path / "in", 2), tmp_path / "store")
+    row = store.rows[0]
+    store.read(row, start=[0] * 3, size=[2] * 3)  # open, so that only the reading fails
+
+    def fails(*words: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(Damaged, match=f"{row.id}: its file cannot be read: Input/output error"):
+        Store(store.folder).read(row)
+
+
 def test_an_image_that_was_prepared_anew_is_not_read_as_the_old_one(tmp_path):
     source = volumes(tmp_path / "in", 1)
     store = store_of(source, tmp_path / "store")

@@ -174,7 +174,10 @@ def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 def _pread(file: int, start: int, length: int) -> memoryview:
     content = _scratch(length)
-    return content[: os.preadv(file, [content], start)]
+    try:
+        return content[: os.preadv(file, [content], start)]
+    except OSError as error:  # a disk or a network drive that gives up on this file
+        raise Damaged(f"its file cannot be read: {error.strerror}") from None
 
 
 _held = threading.local()
