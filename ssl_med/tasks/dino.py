@@ -70,6 +70,8 @@ class DINO(PretextTask):
         koleo: weight of KoLeo on the student's features of each global view; 0 (the paper) for none, 0.1 in DINOv2;
             chosen from the number of images if left open.
         packed: run views of all sizes through a ViT in one pass, see :func:`~ssl_med.backbones.packed.encode_packed`.
+        norm_last_layer: prototypes of length 1. False lets their lengths be learned, the authors' choice for ViT-S:
+            better there, and less stable.
 
     Raises:
         UserError: a setting that the backbone cannot fulfil, or one out of range.
@@ -97,6 +99,7 @@ class DINO(PretextTask):
         ibot_head: bool = True,
         koleo: float | None = None,
         packed: bool = False,
+        norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
         token = isinstance(backbone, ViT) and backbone.class_token
@@ -109,7 +112,7 @@ class DINO(PretextTask):
         self.teacher_temp_warmup, self.centre_momentum = teacher_temp_warmup, centre_momentum
         self.ibot, self.ibot_ratio, self.ibot_blocks, self.ibot_head = ibot, ibot_ratio, ibot_blocks, ibot_head
         self.centring: Literal["centre", "sinkhorn"] = centring
-        self.koleo, self.packed = koleo or 0.0, packed
+        self.koleo, self.packed, self.norm_last_layer = koleo or 0.0, packed, norm_last_layer
         self._check(backbone, token)
         self.backbone = backbone
         self.views = views if views is not None else MultiCrop(multiple=list(backbone.multiple()))
@@ -132,7 +135,8 @@ class DINO(PretextTask):
             raise UserError(f"DINO: temperatures {temperatures} must be above 0, momentum {self.momentum} in [0, 1]")
 
     def _head(self) -> PrototypeHead:
-        return PrototypeHead(self.backbone.embed_dim, self.prototypes, self.hidden_dim, self.bottleneck_dim)
+        widths = (self.backbone.embed_dim, self.prototypes, self.hidden_dim, self.bottleneck_dim)
+        return PrototypeHead(*widths, norm_last_layer=self.norm_last_layer)
 
     def _masked(self) -> MaskedPatches:
         width, ratio = self.backbone.embed_dim, self.ibot_ratio
@@ -208,7 +212,7 @@ class DINO(PretextTask):
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         if frozen:  # several processes wait for a gradient of every parameter; this one is zero
             heads = [self.head] if self.patch_head is None else [self.head, self.patch_head]
-            total = total + sum(0.0 * head.prototypes.sum() for head in heads)
+            total = total + sum(0.0 * part.sum() for head in heads for part in head.last())
         return total
 
     def teacher_temperature(self, progress: float) -> float:

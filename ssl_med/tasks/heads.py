@@ -54,10 +54,18 @@ class PrototypeHead(nn.Module):
         hidden_dim: width of the hidden layers.
         bottleneck_dim: width before the prototypes.
         layers: linear layers of the MLP.
+        norm_last_layer: prototypes have length 1 and the outputs are cosines. Otherwise each prototype has a length of
+            its own, 1 at first, that is learned.
     """
 
     def __init__(
-        self, in_dim: int, prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, layers: int = 3
+        self,
+        in_dim: int,
+        prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        layers: int = 3,
+        norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
         self.mlp = MLPHead([in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim], norm="none", activation="gelu")
@@ -67,9 +75,14 @@ class PrototypeHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.prototypes, std=0.02)
+        self.lengths = None if norm_last_layer else nn.Parameter(torch.ones(prototypes))
+
+    def last(self) -> list[nn.Parameter]:
+        """What is held still at first: the prototypes, and their lengths where they are learned."""
+        return [self.prototypes] if self.lengths is None else [self.prototypes, self.lengths]
 
     def forward(self, x: Float[Tensor, "n d"], frozen: bool = False) -> Float[Tensor, "n k"]:
-        """Cosine of each row to each prototype.
+        """Cosine of each row to each prototype, times the prototype's length.
 
         Args:
             x: features (n, d).
@@ -78,4 +91,7 @@ class PrototypeHead(nn.Module):
         x = nn.functional.normalize(self.mlp(x), dim=-1, eps=1e-6)
         prototypes = self.prototypes.detach() if frozen else self.prototypes
         # the length is applied to the logits: dividing a (k, d) matrix each step costs more than dividing (n, k)
-        return nn.functional.linear(x, prototypes) / prototypes.norm(dim=1).to(x.dtype)
+        cosines = nn.functional.linear(x, prototypes) / prototypes.norm(dim=1).to(x.dtype)
+        if self.lengths is None:
+            return cosines
+        return cosines * (self.lengths.detach() if frozen else self.lengths).to(x.dtype)
