@@ -1,7 +1,7 @@
 """Shapes in annotations are checked while the tests run; one torch thread; small models to share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -12,6 +12,15 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 jaxtyping.install_import_hook(["ssl_med", "finetune"], CHECKER)  # before anything imports them
 sys.path.insert(0, str(Path(__file__).parent))  # tests/references is a package of the tests
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Weights, images and losses of the test are double."""
+    from double import in_double
+
+    with in_double():
+        yield
 
 
 @pytest.fixture

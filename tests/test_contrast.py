@@ -19,22 +19,24 @@ def rows(count: int, seed: int, width: int = 6) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_nt_xent_is_lightlys(temperature: float) -> None:
     a, b = rows(7, 0).requires_grad_(True), rows(7, 1)
     ours, theirs = nt_xent(a, b, temperature), NTXentLoss(temperature=temperature)(a, b)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     (first,), (second,) = torch.autograd.grad(ours, a), torch.autograd.grad(theirs, a)
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("double")
 def test_info_nce_by_its_formula() -> None:
     q, k = rows(5, 2), rows(5, 3)
     total = 0.0
     for i in range(5):
         similarity = [float(functional.cosine_similarity(q[i], k[j], dim=0)) / 0.2 for j in range(5)]
         total -= math.log(math.exp(similarity[i]) / sum(math.exp(s) for s in similarity)) / 5
-    assert float(info_nce(q, k, 0.2)) == pytest.approx(total, rel=1e-5)
+    assert float(info_nce(q, k, 0.2)) == pytest.approx(total, rel=1e-9)
 
 
 def test_chance_levels() -> None:

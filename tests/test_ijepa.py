@@ -119,6 +119,7 @@ def test_padding_is_neither_seen_nor_asked_for(make_batch) -> None:
     assert torch.equal(loss, task._compare(predicted + 5.0 * outside, taught, blocks, task._padding(padded)))
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("axes", [2, 3])
 def test_loss_is_smooth_l1_to_normalised_features(make_batch, axes: int) -> None:
     task, batch = small(axes), make_batch((32, 32) if axes == 2 else (16, 16, 16))
@@ -134,7 +135,7 @@ def test_loss_is_smooth_l1_to_normalised_features(make_batch, axes: int) -> None
         for block in range(4):
             off = np.abs(predicted[image, block] - features[image, blocks.targets[image, block].numpy()])
             terms.append(np.where(off < 1, off**2 / 2, off - 0.5).mean())
-    assert task(batch, 0.0)["loss"].item() == pytest.approx(np.mean(terms), rel=1e-5)
+    assert task(batch, 0.0)["loss"].item() == pytest.approx(np.mean(terms), rel=1e-9)
 
 
 def test_predictor_tells_places_apart_and_blocks_do_not_see_each_other(make_batch) -> None:

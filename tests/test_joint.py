@@ -25,10 +25,11 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return x, x + 0.5 * torch.randn(12, 6, generator=generator)
 
 
+@pytest.mark.usefixtures("double")
 def test_vicreg_is_lightlys(pair) -> None:
     parts = vicreg(*pair)
     loss = 25 * parts["invariance"] + 25 * parts["variance"] + parts["covariance"]
-    torch.testing.assert_close(loss, VICRegLoss()(*pair), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(loss, VICRegLoss()(*pair), atol=1e-9, rtol=1e-9)
 
 
 def test_vicreg_sees_a_constant_embedding() -> None:
@@ -39,22 +40,25 @@ def test_vicreg_sees_a_constant_embedding() -> None:
     assert parts["variance"] == pytest.approx(0.99, abs=1e-6)  # 1 - sqrt(1e-4)
 
 
+@pytest.mark.usefixtures("double")
 def test_barlow_twins_is_lightlys(pair) -> None:
     parts = barlow_twins(*pair)
     expected = BarlowTwinsLoss(lambda_param=0.3)(*pair)
-    torch.testing.assert_close(parts["invariance"] + 0.3 * parts["redundancy"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts["invariance"] + 0.3 * parts["redundancy"], expected, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("double")
 def test_cosine_distance_is_lightlys(pair) -> None:
-    torch.testing.assert_close(cosine_distance(*pair), 2 + 2 * NegativeCosineSimilarity()(*pair))
+    torch.testing.assert_close(cosine_distance(*pair), 2 + 2 * NegativeCosineSimilarity()(*pair), atol=1e-9, rtol=1e-9)
     assert cosine_distance(pair[0], -pair[0]).item() == pytest.approx(4.0)
 
 
+@pytest.mark.usefixtures("double")
 def test_sigreg_is_lightlys(pair, monkeypatch) -> None:
     views, theirs = torch.stack(pair), SIGReg(num_vectors=32)
     directions = torch.nn.functional.normalize(torch.randn(6, 32), dim=0)
     monkeypatch.setattr(theirs, "_generate_unit_vectors", lambda *_: directions)
-    torch.testing.assert_close(sigreg(views, directions), theirs(views), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sigreg(views, directions), theirs(views), atol=1e-7, rtol=1e-7)
 
 
 def test_sigreg_knows_a_gaussian() -> None:
@@ -123,6 +127,22 @@ def test_the_teacher_of_byol_starts_equal_and_follows(tiny_vit, make_batch) -> N
     torch.testing.assert_close(backbone - teacher, torch.full_like(teacher, 0.5))
     task.after_step(1.0)  # momentum 1: the teacher stands still
     torch.testing.assert_close(backbone - teacher, torch.full_like(teacher, 0.5))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.usefixtures("double")
+def test_the_momentum_of_byol_at_five_points(tiny_vit, progress: float) -> None:
+    """1 - (1 - m) (cos(pi p) + 1) / 2 of the paper, read off how far the teacher is left behind."""
+    task = BYOL(tiny_vit(2), hidden_dim=16, out_dim=8, momentum=0.9)
+    with torch.no_grad():
+        task.backbone.norm.weight.add_(1.0)
+        task.head[0].weight.add_(1.0)
+    task.after_step(progress)
+    momentum = 1 - (1 - 0.9) * (math.cos(math.pi * progress) + 1) / 2
+    for student, teacher in ((task.backbone.norm, task.teacher_backbone.norm), (task.head[0], task.teacher_head[0])):
+        torch.testing.assert_close(
+            student.weight - teacher.weight, torch.full_like(teacher.weight, momentum), atol=1e-9, rtol=0
+        )
 
 
 @pytest.mark.parametrize(("steps", "momentum"), [(100, 0.9), (1000, 0.98), (5000, 0.996), (10**6, 0.996)])

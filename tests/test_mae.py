@@ -100,6 +100,7 @@ def test_target_has_the_order_of_the_embedding(tiny_mae, make_batch, space) -> N
     )
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("norm_pix", [True, False])
 @pytest.mark.parametrize("padding", [False, True])
@@ -113,7 +114,7 @@ def test_loss_is_that_of_explicit_loops(tiny_mae, make_batch, space, norm_pix: b
     expected = mae_loss(
         batch["image"].numpy(), prediction.detach().numpy(), hidden.unseen.numpy(), task.backbone.patch, valid, norm_pix
     )
-    assert task(batch, 0.0)["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert task(batch, 0.0)["loss"].item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_visible_patches_of_the_target_do_not_count(tiny_mae, make_batch) -> None:
@@ -202,11 +203,12 @@ def test_voxels_in_the_padding_do_not_count(tiny_mae, make_batch) -> None:
     assert torch.equal(task.error(view, hidden, prediction)[0], task.error(changed, hidden, prediction)[0])
 
 
+@pytest.mark.usefixtures("double")
 def test_a_sample_has_the_same_loss_in_any_batch(tiny_mae, make_batch) -> None:
     task, batch = tiny_mae(), make_batch((8, 12), 4)
     rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
     alone = [task(row, 0.0)["loss"].item() for row in rows]
-    assert task(batch, 0.0)["loss"].item() == pytest.approx(float(np.mean(alone)), rel=1e-5)
+    assert task(batch, 0.0)["loss"].item() == pytest.approx(float(np.mean(alone)), rel=1e-9)
     assert len(set(alone)) == 4
 
 

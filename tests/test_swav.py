@@ -28,12 +28,14 @@ def small(axes: int = 2, **changes) -> SwAV:
     return SwAV(vit, **{"prototypes": 6, "hidden_dim": 16, "out_dim": 8, **changes})
 
 
+@pytest.mark.usefixtures("double")
 def test_codes_are_lightlys() -> None:
     scores = torch.nn.functional.normalize(torch.randn(40, 12, generator=torch.Generator().manual_seed(0)), dim=1)
     task = small(prototypes=12)
-    torch.testing.assert_close(task.codes(scores, 0.05), lightly_sinkhorn(scores, 3, 0.05), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(task.codes(scores, 0.05), lightly_sinkhorn(scores, 3, 0.05), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("axes", [2, 3])
 def test_loss_and_its_gradient_are_lightlys(make_batch, axes: int) -> None:
     task, batch = small(axes), make_batch((24, 24) if axes == 2 else (16, 16, 16))
@@ -44,8 +46,8 @@ def test_loss_and_its_gradient_are_lightlys(make_batch, axes: int) -> None:
     assert len(scores) == 8
     theirs = SwaVLoss()(scores[:2], scores[2:])
     (gradient,) = torch.autograd.grad(theirs, task.clusters)
-    assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
-    torch.testing.assert_close(ours, gradient, atol=1e-6, rtol=1e-5)
+    assert loss.item() == pytest.approx(theirs.item(), abs=1e-9)
+    torch.testing.assert_close(ours, gradient, atol=1e-9, rtol=1e-9)
 
 
 def test_scores_are_cosines_and_prototypes_keep_their_length(make_batch) -> None:

@@ -155,6 +155,7 @@ def nt_xent_of(z: np.ndarray, pairs: int, temperature: float) -> float:
     return float(np.mean(losses))
 
 
+@pytest.mark.usefixtures("double")
 def test_the_losses_are_their_formulas(make_batch) -> None:
     task, batch = small(2, weights=(1.0, 2.0, 3.0)), make_batch((16, 16), 6)
     losses = task(batch, 0.0)
@@ -167,12 +168,12 @@ def test_the_losses_are_their_formulas(make_batch) -> None:
         rotation = cross_entropy(task.rotation(pooled), torch.cat([c.turns for c in copies]))
         contrast = nt_xent_of(task.contrast(pooled).double().numpy(), 6, 0.5)
         restoration = l1_loss(restored, torch.cat([c.clean for c in copies]))
-    assert losses["rotation"].item() == pytest.approx(rotation.item(), rel=1e-5)
-    assert losses["contrast"].item() == pytest.approx(contrast, rel=1e-5)
-    assert losses["restoration"].item() == pytest.approx(restoration.item(), rel=1e-5)
-    assert losses["loss"].item() == pytest.approx(rotation.item() + 2 * contrast + 3 * restoration.item(), rel=1e-5)
+    assert losses["rotation"].item() == pytest.approx(rotation.item(), rel=1e-9)
+    assert losses["contrast"].item() == pytest.approx(contrast, rel=1e-9)
+    assert losses["restoration"].item() == pytest.approx(restoration.item(), rel=1e-9)
+    assert losses["loss"].item() == pytest.approx(rotation.item() + 2 * contrast + 3 * restoration.item(), rel=1e-9)
     copied = l1_loss(torch.cat([c.corrupted for c in copies]), torch.cat([c.clean for c in copies]))
-    assert losses["identity_l1"].item() == pytest.approx(copied.item(), rel=1e-5)
+    assert losses["identity_l1"].item() == pytest.approx(copied.item(), rel=1e-9)
 
 
 def test_the_heads_read_every_place_of_the_bottleneck(make_batch) -> None:

@@ -103,6 +103,7 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
         PositionCrops(4)(ramp((6, 8)))
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("weighting", ["overlap", "equal"])
 def test_the_prediction_is_its_formula(weighting) -> None:
     generator = np.random.default_rng(0)
@@ -119,10 +120,11 @@ def test_the_prediction_is_its_formula(weighting) -> None:
         if y == 0:
             far.append(s**2)
     expected = np.mean(near) if weighting == "equal" else np.dot(near, weight) / np.sum(weight) + np.mean(far)
-    tensors = (torch.tensor(x) for x in (cosine.astype("f4"), overlap.astype("f4"), present))
-    assert position_loss(*tensors, weighting).item() == pytest.approx(expected, rel=1e-4)
+    tensors = (torch.tensor(x) for x in (cosine, overlap, present))
+    assert position_loss(*tensors, weighting).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("weighting", "power"), [("overlap", 2), ("equal", 1)])
 def test_the_discrepancy_is_its_formula(weighting, power) -> None:
     generator = np.random.default_rng(0)
@@ -134,8 +136,8 @@ def test_the_discrepancy_is_its_formula(weighting, power) -> None:
                 if present[image, one] and present[image, two]:
                     x, y = bases[image, one], bases[image, two]
                     scores.append(max(x @ y / np.linalg.norm(x) / np.linalg.norm(y), 0.0) ** power)
-    loss = discrepancy_loss(torch.tensor(bases).float(), torch.tensor(present), weighting)
-    assert loss.item() == pytest.approx(np.mean(scores), abs=1e-5)
+    loss = discrepancy_loss(torch.tensor(bases), torch.tensor(present), weighting)
+    assert loss.item() == pytest.approx(np.mean(scores), abs=1e-9)
     apart = torch.eye(4)[None]
     assert discrepancy_loss(apart, torch.ones(1, 4, dtype=torch.bool)) == 0
 

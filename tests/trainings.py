@@ -4,8 +4,7 @@ In double precision, where a law that holds is seen to 1e-13 and a sum over the 
 batch norm over eight images makes 1e-3 of a rounding error within three steps.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -54,19 +53,6 @@ MORE: dict[str, Case] = {
 }
 """Settings that compute something else over the batch, and backbones of others."""
 ALL = PLAIN | MORE
-
-
-@contextmanager
-def in_double() -> Iterator[None]:
-    """What the tasks do in full precision, ``x.float()``, is done in double."""
-    single = torch.Tensor.float
-    torch.Tensor.float = torch.Tensor.double
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.Tensor.float = single
-        torch.set_default_dtype(torch.float32)
 
 
 def task_of(case: str) -> Task:
