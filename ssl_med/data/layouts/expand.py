@@ -81,6 +81,8 @@ def series_records(
                 patient=series.patient or record.patient,
                 study=series.study,
                 modality=series.modality,
+                site=series.site or record.site,
+                groups=series.groups,
                 aside=series.aside,
                 notes=series.notes,
             )

@@ -258,7 +258,7 @@ class Table:
 
 
 def _with_header(record: Record, series: dicom.Series) -> Record:
-    """A row and what the headers of its series tell; what the table says of patient, study and modality goes first."""
+    """A row and what the headers of its series tell; what the table says of a fact goes first."""
     return replace(
         record,
         files=series.files,
@@ -266,6 +266,8 @@ def _with_header(record: Record, series: dicom.Series) -> Record:
         patient=record.patient or series.patient,
         study=record.study or series.study,
         modality=record.modality or series.modality,
+        site=record.site or series.site,
+        groups=series.groups,
         aside=series.aside,
         notes=series.notes,
     )

@@ -3,7 +3,7 @@
 import filecmp
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from ssl_med.data.readers.dicom_geometry import Plane, Stack, is_film, planes_of, stack
 from ssl_med.data.readers.dicom_header import (
     check_headers,
+    fact_of,
     frames_of,
     is_cut_short,
     is_no_image,
@@ -27,6 +28,7 @@ from ssl_med.data.readers.dicom_header import (
 from ssl_med.data.readers.dicom_pixels import check_lengths, values_of
 from ssl_med.data.readers.dicom_split import parts_of
 from ssl_med.data.readers.dicom_suv import suv_factor
+from ssl_med.data.readers.dicom_tags import SEXES
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits
 from ssl_med.data.readers.geometry import canonical
 from ssl_med.data.record import Image, Record, Unreadable
@@ -45,6 +47,8 @@ class Series:
         item: which of the stacks of a multi-frame file that holds several; None where it holds one.
         notes: what a person should know of how the files were grouped.
         aside: why the image should not be used, although it can be read; empty if it should.
+        site: name of the institution; it stays in memory, and is stored as a keyed hash.
+        sex: ``F``, ``M`` or ``O``.
     """
 
     files: tuple[Path, ...]
@@ -54,6 +58,13 @@ class Series:
     item: int | None = None
     notes: tuple[str, ...] = ()
     aside: str = ""
+    site: str = field(default="", repr=False)
+    sex: str = ""
+
+    @property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Subgroups of the image, as of a record."""
+        return (("sex", self.sex),) if self.sex in SEXES else ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ def _member(file: Path) -> tuple[Hashable, _Member]:
                 str(header.get(tag) or "")
                 for tag in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
             )
-            series = Series((file,), patient, study, modality_of(header))
+            site, sex = fact_of(header, "InstitutionName"), fact_of(header, "PatientSex").upper()
+            series = Series((file,), patient, study, modality_of(header), site=site, sex=sex)
             alone = not uid or frames_of(header) > 1
             planes = tuple(planes_of(header))
     except Unreadable:  # told again when the image is read

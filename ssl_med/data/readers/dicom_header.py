@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ssl_med.data.readers.dicom_start import PREAMBLE, has_preamble, is_dicom
-from ssl_med.data.readers.dicom_tags import MODALITIES, NOT_IMAGES, TAGS
+from ssl_med.data.readers.dicom_tags import FACTS, MODALITIES, NOT_IMAGES, TAGS
 from ssl_med.data.readers.gate import Limits, check_shape
 from ssl_med.data.readers.packed import Bounded
 from ssl_med.data.record import BURNED_IN, SetAside, Unreadable
@@ -89,7 +89,7 @@ def parsed(stream: BinaryIO | BytesIO, pixels: bool) -> Dataset:
         passed = tag in _PIXELS
         return passed and not pixels
 
-    tags: list[BaseTag | int] | None = None if pixels else [Tag(tag) for tag in TAGS]
+    tags: list[BaseTag | int] | None = None if pixels else [Tag(tag) for tag in (*TAGS, *FACTS)]
     dataset = pydicom.filereader.read_partial(stream, ends, force=bare, specific_tags=tags)
     if bare and "TransferSyntaxUID" not in dataset.file_meta:
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
@@ -147,6 +147,16 @@ def modality_of(header: Dataset) -> str:
     """A modality that the standard knows, or nothing: a broken header could hold a name here."""
     found = str(header.get("Modality") or "").upper()
     return found if found in MODALITIES else ""
+
+
+def fact_of(header: Dataset, tag: str) -> str:
+    """The text of one of ``FACTS``; empty where it breaks the standard, which is no fault of the image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would quote it
+            return " ".join(str(header.get(tag) or "").split())
+    except BROKEN:
+        return ""
 
 
 def words_of(header: Dataset) -> list[str]:

@@ -80,4 +80,10 @@ TAGS: tuple[str | int, ...] = (
     "Units",
     *(place[0] for places in SEPARATORS.values() for place in places if len(place) == 1),
 )
-"""All that is read of a header."""
+"""What is read of a header to make an image of it."""
+
+FACTS = ("InstitutionName", "PatientSex")
+"""What else is read, to know whom the image belongs to; an image is none the worse where it is not sound."""
+
+SEXES = {"F", "M", "O"}
+"""Defined terms of (0010,0040); anything else may be a slip of the pen and hold a name."""
