@@ -79,6 +79,16 @@ def cases(kind: type) -> list:
     ]
 
 
+def others(kind: type) -> list:
+    """The two pairs of backbone and rank that :func:`cases` leaves out, for tasks that take any backbone."""
+    return [
+        pytest.param(task, name, SPACES[label], id=f"{task.__name__}-{name}-{label}")
+        for task in concrete(kind)
+        if len(backbones(task)) > 1
+        for label, name in (("2d", backbones(task)[-1]), ("3d", backbones(task)[0]))
+    ]
+
+
 def make_task(cls: type, name: str, space: tuple[int, ...], seed: int = 0) -> Task:
     torch.manual_seed(seed)
     if name == "ViT":
@@ -123,6 +133,29 @@ def test_losses_are_finite_scalars(cls: type, name: str, space, make_batch) -> N
     for key, value in losses.items():
         assert value.ndim == 0, key
         assert torch.isfinite(value), key
+
+
+@pytest.mark.parametrize(("cls", "name", "space"), [*others(PretextTask), *others(SupervisedTask)])
+def test_any_backbone_is_taken_in_2d_and_in_3d(cls: type, name: str, space, make_batch, tmp_path: Path) -> None:
+    """A volume through a ViT and an image through a U-Net: one step, its gradients, pictures, and the way back."""
+    task, batch = make_task(cls, name, space), make_batch(space)
+    steps(task, batch, 2)
+    task.zero_grad()
+    losses = task(batch, 0.5)
+    losses["loss"].backward()
+    assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
+    trained = [(n, p) for n, p in task.named_parameters() if p.requires_grad]
+    assert [n for n, p in trained if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert all(picture.shape == (4, 1, *space) for picture in task.pictures(batch).values())
+    twin = build(recipe(task), Task)
+    twin.load_state_dict(task.state_dict())
+    assert torch.equal(loss_of(twin, batch), loss_of(task, batch))
+    if isinstance(task, PretextTask):
+        export(task.exports(), tmp_path, {})
+        ours, theirs = (
+            b.eval()(batch["image"]).pooled for b in (task.exports()["backbone"], load_backbone(str(tmp_path)))
+        )
+        assert torch.equal(ours, theirs)
 
 
 @every
