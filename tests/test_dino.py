@@ -170,6 +170,16 @@ def test_prototypes_are_frozen_at_the_start_only(make_batch) -> None:
             assert torch.equal(head.prototypes, old) != moved
 
 
+def test_learned_lengths_of_the_prototypes_are_frozen_with_them(make_batch) -> None:
+    task, batch = tiny(norm_last_layer=False, ibot=1.0), make_batch((16, 24))
+    assert all(not p.requires_grad for p in task.teacher.parameters())
+    for progress, learns in ((0.0, False), (0.5, True)):  # freeze_last is 0.1
+        task.zero_grad()
+        task(batch, progress)["loss"].backward()
+        for head in (task.head, task.patch_head):
+            assert [bool(part.grad.abs().max() > 0) for part in head.last()] == [learns, learns]
+
+
 def test_stochastic_depth_acts_in_the_student_only(make_batch) -> None:
     backbone = ViT(2, 4, embed_dim=24, depth=2, heads=2, taps=1, drop_path=0.9)
     task, view = tiny(backbone=backbone).train(), make_batch((16, 24), 8)
