@@ -221,4 +221,6 @@ def is_finished(path: Path, config: Config) -> bool:
 def _contains(saved: Any, asked: Any) -> bool:
     if isinstance(asked, dict) and isinstance(saved, dict):
         return all(_contains(saved.get(name), value) for name, value in asked.items())
+    if isinstance(asked, list) and isinstance(saved, list) and len(asked) == len(saved):
+        return all(_contains(a, b) for a, b in zip(saved, asked, strict=True))
     return saved == asked or asked is None

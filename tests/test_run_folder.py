@@ -166,6 +166,14 @@ def test_is_finished_asks_for_status_and_settings(tmp_path):
     assert not is_finished(done, {"trainer": {"max_steps": 21}})
 
 
+def test_is_finished_takes_defaults_in_lists_as_they_are(tmp_path):
+    filled = {"views": [{"class_path": "Flip", "init_args": {"axes": [1], "probability_per_axis": 0.5}}]}
+    done = begun(tmp_path / "a", "finished", **filled)
+    assert is_finished(done, {"views": [{"class_path": "Flip", "init_args": {"axes": [1]}}]})
+    assert not is_finished(done, {"views": [{"class_path": "Flip", "init_args": {"axes": [0]}}]})
+    assert not is_finished(done, {"views": []})
+
+
 HOLD = """
 import sys, time
 from ssl_med.run_folder import RunFolder
