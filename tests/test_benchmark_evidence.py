@@ -64,9 +64,7 @@ def test_one_command_from_images_to_tables_and_again_for_nothing(tmp_path, monke
     evidence.main()
 
     assert "1 training images recur" in capsys.readouterr().out
-    assert [call[0] for call in called] == ["prepare", "pretrain", "curve", "prepare", "curve"] + [  # one pretraining
-        *("prepare", "pretrain", "curve")  # of more steps
-    ]
+    assert [call[0] for call in called] == ["prepare", "pretrain", "curve"] * 2 + ["prepare", "curve"]
     longer = yaml.safe_load((tmp_path / "out" / "pretrain" / "longer" / "config.yaml").read_text())
     assert longer["trainer"]["max_steps"] == 3
     assert sorted(path.name for path in (tmp_path / "docs" / "faces").iterdir()) == sorted(evidence.SHOWN)
