@@ -1,8 +1,8 @@
 """How fast crops come from stored CT scans, beside what others offer: ``python -m benchmarks.loading [--rounds 5]``.
 
-Synthetic 512 x 512 x 200 int16 scans, crops of 96^3 as float32 between 0 and 1, page cache warm, one thread. Ours come in
-batches of four in one buffer, as a loader asks for them; the peers' crops are not stacked. The peers (MONAI, zarr, nnssl's
-layout: float32, blosc2 zstd-8, and plain ``.npy``) run in turns with ours in the same process.
+Synthetic 512 x 512 x 200 int16 scans, crops of 96^3 as float32 between 0 and 1, page cache warm, one thread. Ours come
+in batches of four in one buffer, as a loader asks for them; the peers' crops are not stacked. The peers (MONAI, zarr,
+nnssl's layout: float32, blosc2 zstd-8, and plain ``.npy``) run in turns with ours in the same process.
 """
 
 import argparse

@@ -48,8 +48,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_channels, \\*space) -> (b, out_channels, \\*space / stride)."""
         y = self.act(self.norm1(self.conv1(x)))
-        # A 1-wide convolution with a stride would be the same, but oneDNN writes past its memory in the backward pass of
-        # one with few channels, on processors with AVX2 alone (oneDNN issue 6035): training ended in a segmentation fault.
+        # A 1-wide convolution with a stride would be the same, but oneDNN writes past its memory in the backward pass
+        # of one with few channels, where the processor has AVX2 alone (oneDNN issue 6035): a segmentation fault.
         return self.act(self.norm2(self.conv2(y)) + self.shortcut(x[self._every]))
 
 
