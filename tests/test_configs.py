@@ -1,17 +1,25 @@
 """Every shipped config: found by name, understood by the whole parser, and its task can be built."""
 
 import copy
+import re
+import shlex
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ssl_med.backbones.shared_vit import of_rank
+from ssl_med.cli import build_parser, parse_overrides
 from ssl_med.config import find_config, load_config, short_names
 from ssl_med.fit import resolve
 from ssl_med.recipe import arguments, build, locate
 from ssl_med.tasks import PretextTask, SupervisedTask
 
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "tasks").glob("*.md"))
 PRETRAIN, FINETUNE = short_names("pretrain"), short_names("finetune")
 BACKBONE = {"class_path": "ssl_med.backbones.ViT", "init_args": {"patch": 8, "embed_dim": 24, "depth": 2, "heads": 2}}
 
@@ -41,6 +49,55 @@ def test_pretraining_configs(name):
         assert all(size % step == 0 for size, step in zip(crop, kind.multiple(), strict=True))
     assert resolved["trainer"]["max_steps"] >= 1
     assert len(stores) > 1 or str(backbone.spatial_dims) + "d" in name
+
+
+def printed() -> list[str]:
+    """The pretraining commands of the pages of the tasks."""
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)]
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if "ssl-med pretrain" in line]
+
+
+@pytest.mark.parametrize("command", printed())
+def test_what_the_pages_of_the_tasks_print_can_be_built(command):
+    arguments, rest = build_parser().parse_known_args(shlex.split(command)[1:])
+    overrides = parse_overrides(rest, "pretrain")
+    config = load_config(arguments.config, "pretrain", overrides)
+    resolve(config, ["store"])
+    task = task_of(config, PretextTask)
+    found = {name: attrgetter(name)(SimpleNamespace(task=task)) for name in overrides}
+    assert {n: list(v) if isinstance(v, tuple) else v for n, v in found.items()} == overrides
+
+
+def test_the_printed_commands_show_the_masks_and_ibot():
+    assert {f"--task.mask {mask}" for mask in ("block", "tube", "saliency", "foreground")} <= {
+        match for command in printed() for match in re.findall(r"--task\.mask \w+", command)
+    }
+    assert any("dino_2d" in command and "--task.ibot 1" in command for command in printed())
+
+
+@pytest.mark.parametrize("name", ["byol_2d", "simclr_2d"])
+def test_the_papers_views_on_the_pages_can_be_built(name):
+    """As a person would: into a copy of the config, for RGB pictures."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    block = re.search(rf"<!-- config: {name} -->\n```yaml\n(.*?)```", pages, re.S)
+    views = yaml.safe_load(block[1])["views"]
+    config = load_config(name, "pretrain", {"task.views": views, "task.backbone.in_channels": 3})
+    resolve(config, ["store"])
+    task = build(copy.deepcopy(config["task"]), PretextTask, "task")
+    kinds = [type(step).__name__ for step in task.views.transforms]
+    assert kinds == ["RandomResizedCrop", "Flip", "ColourJitter", "Grayscale", "GaussianBlur"]
+    assert task.views.transforms[0].scale == (0.08, 1.0)
+    assert len(task.views.second or []) == (6 if name == "byol_2d" else 0)
+
+
+@pytest.mark.parametrize("name", ["ssit_2d", "ssit_3d", "region_2d", "region_3d"])
+def test_maps_of_the_store_are_taken_where_there_are_any(name, make_batch):
+    task = build(copy.deepcopy(load_config(name, "pretrain")["task"]), PretextTask, "task")
+    provider = task.saliency if name.startswith("ssit") else task.boxes.saliency
+    batch = make_batch((32,) * task.backbone.spatial_dims, 2, task.backbone.in_channels)
+    torch.testing.assert_close(provider(batch), provider.otherwise(batch))  # as when it was named alone
+    stored = torch.rand_like(batch["image"][:, :1])
+    assert torch.equal(provider({**batch, "saliency": stored}), stored)
 
 
 @pytest.mark.parametrize("name", FINETUNE)
