@@ -118,6 +118,19 @@ HEAD: dict[str, Any] = {"hidden_dim": 16, "out_dim": 8}
 CROPS = MultiCrop(multiple=8, style="grey")
 SWAPPED = MultiCrop(6, 8, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14), style="grey")
 DINO: dict[str, Any] = {"prototypes": 32, "hidden_dim": 24, "momentum": 0.9, "views": CROPS}
+PARTS = {
+    "mae": {
+        "class_path": "ssl_med.tasks.MAE",
+        "init_args": {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 2},
+    },
+    "contrast": {"class_path": "ssl_med.tasks.SimCLR", "init_args": {**HEAD, "temperature": 0.5}},
+}
+MIXED = {
+    "mae: input": "input",
+    "mae: masked": "MAE",
+    "contrast: first view": "SimCLR, first view",
+    "contrast: second view": "second view",
+}
 CUT = {"part": "ssl_med.tasks.BYOL", "settings": HEAD}
 FIGURES = {
     "mae": Figure(MASKS),
@@ -133,6 +146,7 @@ FIGURES = {
     "voco": Figure((Part(tasks.VoCo, {"crops": PositionCrops(grid=4, multiple=8), **HEAD}),)),
     "volume_fusion": Figure((Part(tasks.VolumeFusion, {"widths": [4, 8]}, unet),)),
     "swin_triple": Figure((Part(tasks.SwinTriple, {"out_dim": 16, "widths": [4, 8]}, unet),)),
+    "hybrid": Figure((Part(tasks.Hybrid, {"parts": PARTS}, shown=MIXED),)),
     "one_backbone": Figure((Part(SliceConsistency, CUT, shared),), (48, 96, 96)),
 }
 """Name of the file -> what it shows; ``two_views`` serves the pages of all tasks that have these views by default."""

@@ -12,7 +12,7 @@ from stores import pictures, store_of
 from benchmarks.figures import ANSWERS, FIGURES, Figure, made_up, main, pictures_of
 
 PAGES = Path(__file__).parents[1] / "docs" / "tasks"
-WITHOUT = {"README", "hybrid"}
+WITHOUT = {"README"}
 """Pages that show no views of their own."""
 
 
