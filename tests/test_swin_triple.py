@@ -262,7 +262,7 @@ def test_what_is_wrong_is_told() -> None:
 
 def test_a_batch_of_one_image_is_refused_in_training_only(make_batch) -> None:
     task, batch = small(2), make_batch((16, 16), 1)
-    with pytest.raises(UserError, match="SwinTriple mixes each image .* enlarge data.batch_size"):
+    with pytest.raises(UserError, match=r"SwinTriple mixes each image .* enlarge data.batch_size"):
         task(batch, 0.0)
     assert torch.isfinite(task.eval()(batch, 0.0)["loss"])  # the last batch of a validation may be one image
 

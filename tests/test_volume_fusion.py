@@ -178,7 +178,7 @@ def test_a_network_that_sees_nothing_is_told() -> None:
 
 def test_a_batch_of_one_image_is_refused_in_training_only(make_batch) -> None:
     task, batch = VolumeFusion(unet(2), widths=[4, 8]), make_batch((16, 16), 1)
-    with pytest.raises(UserError, match="VolumeFusion mixes each image .* enlarge data.batch_size"):
+    with pytest.raises(UserError, match=r"VolumeFusion mixes each image .* enlarge data.batch_size"):
         task(batch, 0.0)
     assert torch.isfinite(task.eval()(batch, 0.0)["loss"])  # the last batch of a validation may be one image
 
