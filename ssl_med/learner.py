@@ -1,5 +1,7 @@
 """The only LightningModule: drives any task, in pretraining and in fine-tuning."""
 
+from typing import Any, cast
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from ssl_med.schedules import cosine
 from ssl_med.tasks.base import Choice, Task
 from ssl_med.types import Batch
 
+_REMEMBERED = "remembered_by_tasks"
+"""In a checkpoint."""
 _WARMUP, _LEAST_WARMUP, _MOST_WARMUP = 0.05, 40, 0.5
 """MAE's share of the steps; the least number of them; the largest share."""
 
@@ -110,6 +114,18 @@ class Learner(pl.LightningModule):
         All processes call it together.
         """
         return sharding.whole(self.task, self._blueprint) if sharding.is_sharded(self.task) else self.task
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the task and its parts remember beside their weights."""
+        parts = [(name, part) for name, part in self.task.named_modules() if isinstance(part, Task)]
+        checkpoint[_REMEMBERED] = {name: {key: getattr(part, key) for key in part.remembered} for name, part in parts}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give it back; checkpoints of older versions have none of it."""
+        for name, values in checkpoint.get(_REMEMBERED, {}).items():
+            part = self.task.get_submodule(name)
+            for key in set(values) & set(cast(Task, part).remembered):
+                setattr(part, key, values[key])
 
     @property
     def progress(self) -> float:

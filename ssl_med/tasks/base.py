@@ -57,7 +57,14 @@ class Rates(NamedTuple):
 
 
 class Task(nn.Module, ABC):
-    """Anything that can be trained, for pretraining and for fine-tuning alike."""
+    """Anything that can be trained, for pretraining and for fine-tuning alike.
+
+    Attributes:
+        remembered: names of attributes beside the weights, numbers, on which later verdicts depend: checkpoints keep
+            them.
+    """
+
+    remembered: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> Losses:

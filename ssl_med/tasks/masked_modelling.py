@@ -38,6 +38,7 @@ class Errors(NamedTuple):
 class MaskedModelling(PretextTask):
     """A task that predicts hidden voxels; it says how well it does beside predicting nothing."""
 
+    remembered = ("_progress", "_before")
     _progress = 0.0
     _before = float("inf")
 
