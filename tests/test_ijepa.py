@@ -91,6 +91,35 @@ def test_context_is_trimmed_to_the_smallest_of_the_batch() -> None:
     assert blocks.targets.shape == (16, 4, int(hidden[0, 0].sum()))
 
 
+def test_context_has_ten_patches_where_so_many_are_in_no_target() -> None:
+    """Targets of a quarter each leave little of a context block of a third; the rest comes from outside that block."""
+    large, narrow, short = ((0.2, 0.25), (0.75, 1.5)), ((0.3, 0.35), (1.0, 1.0)), 0
+    for number in range(30):
+        step, images = draws(1, 50 + number), draws(8, number)
+        blocks = draw_blocks(step, images, (14, 14), 4, large, narrow, least=10)
+        hidden = place_blocks(images.child(0), block_sides(step.child(0), (14, 14), *large), (14, 14), 4).any(1)
+        block = place_blocks(images.child(1), block_sides(step.child(1), (14, 14), *narrow), (14, 14), 1)[:, 0]
+        seen, free = (block & ~hidden).sum(1), (~hidden).sum(1)
+        assert blocks.context.shape[1] == max(int(seen.min()), min(10, int(free.min())), 1)
+        if free.min() >= 10:
+            assert not hidden.gather(1, blocks.context).any()
+        inside = (block & ~hidden).gather(1, blocks.context).sum(1)
+        assert torch.equal(inside, seen.clamp(max=blocks.context.shape[1]))  # of its own block first
+        short += int(seen.min()) < 10
+    assert short > 5
+
+
+def test_small_grids_ask_for_a_twentieth_of_their_patches(make_batch, monkeypatch) -> None:
+    import ssl_med.tasks.ijepa as module
+
+    asked, original = [], module.draw_blocks
+    monkeypatch.setattr(module, "draw_blocks", lambda *given: asked.append(given[-1]) or original(*given))
+    for size in (16, 32, 56):  # 16, 64 and 196 patches
+        small().draw(make_batch((size, size)))
+    small(context_least=4).draw(make_batch((56, 56)))
+    assert asked == [1, 3, 10, 4]
+
+
 def test_sizes_come_from_the_first_key_and_places_from_the_sample(make_batch) -> None:
     task, batch = small(), make_batch((64, 64), count=6)
     whole = task.draw(batch)

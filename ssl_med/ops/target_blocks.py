@@ -70,12 +70,14 @@ def draw_blocks(
     target: tuple[Range, Range],
     context: tuple[Range, Range],
     padding: Bool[Tensor, "b n"] | None = None,
+    least: int = 1,
 ) -> Blocks:
     """Target blocks and the context: a larger block without the targets, trimmed to the same number everywhere.
 
     The number of context patches is the smallest in the batch of all processes; what is too much is dropped at random.
-    An image whose context would be empty, in grids of a few patches, keeps one patch: one outside the targets if there
-    is any.
+    An image whose context would have less than ``least`` gets patches from outside its context block, but none of the
+    targets. One whose context would be empty, in grids of a few patches, keeps one patch: one outside the targets if
+    there is any.
 
     Args:
         step: one row: sizes are drawn once, for all images of all processes.
@@ -85,14 +87,16 @@ def draw_blocks(
         target: scale and aspect of target blocks, see :func:`block_sides`.
         context: likewise of the context block.
         padding: True for patches that show nothing; they are context only where nothing else is left.
+        least: context patches of an image, where as many are in no target.
     """
     hidden = place_blocks(images.child(0), block_sides(step.child(0), grid, *target), grid, count)
     block = place_blocks(images.child(1), block_sides(step.child(1), grid, *context), grid, 1)[:, 0]
     covered = hidden.any(1)
     blank = torch.zeros_like(covered) if padding is None else padding
     seen = block & ~covered & ~blank
-    least = seen.sum(1).min().clamp(min=1)
-    sizes = torch.stack([ranks.least(least), hidden[0, 0].sum()])
+    free = (~covered & ~blank).sum(1).min().clamp(max=least)
+    fewest = torch.maximum(seen.sum(1).min(), free).clamp(min=1)
+    sizes = torch.stack([ranks.least(fewest), hidden[0, 0].sum()])
     visible, width = sizes.tolist()  # the one host sync of a step: shapes of tensors are numbers of the host
     worse = torch.where(seen, 0, 1 + covered.int() + 2 * blank.int())
     order = (worse + images.child(2).uniform(math.prod(grid))).argsort(1)

@@ -4,6 +4,7 @@ From one part of an image the student predicts what its moving average, the teac
 voxels. There are no changes of grey values to choose, and nothing is compared between images. Defaults are the paper's.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,8 @@ class IJEPA(PretextTask):
         predictor_heads: attention heads of the predictor; those of the backbone if None.
         momentum: of the teacher at the start, to 1 on a straight line; chosen from the number of steps if left open,
             0.996 (the paper's) where that is not known.
+        context_least: patches that the context has at least, if so many are in no target; a twentieth of the patches in
+            grids of less than 20 times as many.
 
     Raises:
         UserError: a range that is empty or not in (0, 1].
@@ -106,12 +109,13 @@ class IJEPA(PretextTask):
         predictor_depth: int = 6,
         predictor_heads: int | None = None,
         momentum: float | None = None,
+        context_least: int = 10,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.views = views if views is not None else SingleView([RandomResizedCrop(scale=(0.3, 1.0))])
         self.targets, self.target_scale, self.target_aspect = targets, target_scale, target_aspect
-        self.context_scale = context_scale
+        self.context_scale, self.context_least = context_scale, context_least
         self.predictor_dim, self.predictor_depth = predictor_dim, predictor_depth
         self.predictor_heads = backbone.heads if predictor_heads is None else predictor_heads
         self.momentum = MOMENTUM if momentum is None else momentum
@@ -155,7 +159,8 @@ class IJEPA(PretextTask):
         grid = grid_of(tuple(view["image"].shape[2:]), self._patch(view))
         target, context = (self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0))
         places = draws_of(view).child(0)
-        return draw_blocks(self._sizes(view), places, grid, self.targets, target, context, padding)
+        least = min(self.context_least, round(math.prod(grid) / 20))
+        return draw_blocks(self._sizes(view), places, grid, self.targets, target, context, padding, least)
 
     def _sizes(self, view: Batch) -> Draws:
         """The same row on every process, whatever its samples."""
