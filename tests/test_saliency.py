@@ -187,9 +187,9 @@ def test_a_constant_image_has_a_map_of_zeros(provider: SaliencyProvider, space: 
 
 
 FOLLOWING = {
-    # Least correlation of the map of the moved image with the moved map. A gradient knows no direction: flips and quarter
-    # turns are exact but for rounding, and a crop is measured at another scale. A surround of fine-grained saliency
-    # reaches n - 1 voxels back and n ahead, so that a turned map is near and no more.
+    # Least correlation of the map of the moved image with the moved map. A gradient knows no direction: flips and turns
+    # are exact but for rounding, and a crop is measured at another scale. A surround of fine-grained saliency reaches
+    # n - 1 voxels back and n ahead, so that a turned map is near and no more.
     "gradient, flip": (Gradient(2.0), Flip(), 0.9999),
     "gradient, turn": (Gradient(2.0), Rotate90(), 0.9999),
     "gradient, crop": (Gradient(2.0), RandomResizedCrop(scale=(0.6, 0.9)), 0.85),
