@@ -7,7 +7,8 @@ benchmarks.worlds`` compares all of them on 2 and 4 processes, with copies and i
 from pathlib import Path
 
 import pytest
-from trainings import ALL, average, in_double, trained, worst
+from double import in_double
+from trainings import ALL, average, trained, worst
 from worlds import together
 
 from ssl_med.ops import ranks

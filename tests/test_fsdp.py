@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.test_tasks import cases, make_task
+from double import in_double
 from pytorch_lightning import Trainer
 from stores import store_of, volumes
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from trainings import in_double, whole_state
+from trainings import whole_state
 from worlds import image_batch, share, together
 
 from ssl_med import sharding

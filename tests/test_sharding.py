@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from contracts.test_tasks import SMALL
+from double import in_double
 from timm.layers import DropPath
 from torch._dynamo.exc import TorchDynamoException
-from trainings import in_double
 from worlds import image_batch
 
 import finetune
