@@ -1,6 +1,7 @@
 """Stored files: windows of what was written, in both formats, and no changed byte goes unseen."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -40,7 +41,22 @@ def test_windows_are_slices_of_the_whole(tmp_path, suffix, shape, crop):
         out = np.empty(expected.shape, expected.dtype)
         assert stored.read(window, out) is out
         assert np.array_equal(out, expected)
+        assert np.array_equal(stored.read(window, lent=True), expected)
     assert np.array_equal(whole(stored), array)
+
+
+def test_only_what_is_lent_is_written_over_and_by_the_same_thread_only(tmp_path):
+    array = voxels((1, 40, 40, 40))
+    stored = StoredFile(tmp_path / "x.b2nd", write_array(tmp_path / "x.b2nd", array))
+    first, second = (tuple(slice(a, a + 20) for _ in range(3)) for a in (0, 20))
+    kept, lent = stored.read(first), stored.read(first, lent=True)
+    other = threading.Thread(target=lambda: stored.read(second, lent=True))
+    other.start()
+    other.join()
+    assert np.array_equal(lent, array[:, :20, :20, :20])
+    stored.read(second, lent=True)
+    assert np.array_equal(lent, array[:, 20:, 20:, 20:])
+    assert np.array_equal(kept, array[:, :20, :20, :20])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

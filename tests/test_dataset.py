@@ -73,9 +73,9 @@ def test_a_crop_is_a_scaled_slice_of_its_image(store):
 def test_masks_are_read_only_when_asked(store, monkeypatch):
     read, parts = type(store).read, []
 
-    def noted(self, row, part="images", *window):
+    def noted(self, row, part="images", *window, **how):
         parts.append(part)
-        return read(self, row, part, *window)
+        return read(self, row, part, *window, **how)
 
     monkeypatch.setattr(type(store), "read", noted)
     assert "mask" not in crops(store)[0]

@@ -60,13 +60,13 @@ def make_sample(
         Damaged: what is stored is not what was written.
     """
     image = torch.empty(channels_of(policy, store.channels), *region.size) if out is None else out
-    voxels = store.read(row, "images", region.corner, region.read)
+    voxels = store.read(row, "images", region.corner, region.read, lent=True)
     valid = fill_image(image.numpy(), voxels, region, row.scale(policy))
     spacing = torch.tensor(region.spacing, dtype=torch.float32)
     sample: Sample = {"image": image, "spacing": spacing, "label": row.label, "id": row.id}
     sample["modality"] = modality_code(row.modality)
     if targets == "mask" and row.has_mask:
-        labels = store.read(row, "masks", region.corner, region.read)
+        labels = store.read(row, "masks", region.corner, region.read, lent=True)
         sample["mask"] = torch.from_numpy(fill_labels(labels, region))
     elif targets == "labels":
         sample["labels"] = torch.tensor(row.labels)
@@ -76,7 +76,7 @@ def make_sample(
         sample["boxes"], sample["box_labels"] = boxes_inside(boxes_of(row), region, most_boxes)
     if saliency:
         sample["saliency"] = torch.empty(1, *region.size)
-        seen = store.read(row, "saliency", region.corner, region.read)
+        seen = store.read(row, "saliency", region.corner, region.read, lent=True)
         fill_image(sample["saliency"].numpy(), seen, region, STORED)
     if padded:
         sample["valid"] = torch.ones(1, *region.size, dtype=torch.bool) if valid is None else torch.from_numpy(valid)

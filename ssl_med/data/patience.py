@@ -5,7 +5,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -43,33 +45,60 @@ class Desk:
         return int(self._places[worker + 1])
 
 
+class _Helper:
+    """A thread that does one work after another, and none any more once nobody holds this."""
+
+    def __init__(self) -> None:
+        self._works: SimpleQueue[tuple[Callable[[], Any], Future] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=_do, args=(self._works,), name="reader", daemon=True)
+        self._thread.start()
+
+    def is_there(self) -> bool:
+        """False in a process that was forked from the one that has the thread."""
+        return self._thread.is_alive()
+
+    def give(self, work: Callable[[], Made]) -> Future[Made]:
+        """Have it done."""
+        future: Future[Made] = Future()
+        self._works.put((work, future))
+        return future
+
+    def __del__(self) -> None:
+        self._works.put(None)
+
+
+def _do(works: SimpleQueue) -> None:
+    while (given := works.get()) is not None:
+        work, future = given
+        try:
+            future.set_result(work())
+        except BaseException as error:  # carried to the thread that waits, which raises it
+            future.set_exception(error)
+        del given, work, future  # buffers that nobody holds are used again
+
+
+_own = threading.local()
+
+
 def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     """What ``work`` gives, as long as no sample of it takes longer than ``seconds``.
 
-    The work is done in a thread: one that hangs in a file system cannot be ended, only left behind.
+    The work is done in a thread: one that hangs in a file system cannot be ended, only left behind. One that does not
+    is used again, for the memory it reads into.
 
     Raises:
         Stalled: a sample took longer; the thread may go on and write where it was told to.
     """
-    made: list[Any] = []
-    failed: list[BaseException] = []
-    done = threading.Event()
-
-    def worked() -> None:
-        try:
-            made.append(work())
-        except BaseException as error:  # carried to the thread that waits, which raises it
-            failed.append(error)
-        done.set()
-
+    helper: _Helper | None = getattr(_own, "helper", None)
+    if helper is None or not helper.is_there():
+        helper = _own.helper = _Helper()
     desk.since = time.monotonic()
-    threading.Thread(target=worked, daemon=True).start()
-    while not done.wait(max(desk.since + seconds - time.monotonic(), 0.01)):
+    made = helper.give(work)
+    while not wait([made], max(desk.since + seconds - time.monotonic(), 0.01)).done:
         if time.monotonic() - desk.since > seconds:
+            _own.helper = None
             raise Stalled(f"reading took longer than {seconds:g} s")
-    if failed:
-        raise failed[0]
-    return made[0]
+    return made.result()
 
 
 class RememberingLoader(DataLoader):

@@ -81,6 +81,7 @@ class Store:
         size: Sequence[int] | None = None,
         raw: bool = False,
         out: np.ndarray | None = None,
+        lent: bool = False,
     ) -> np.ndarray:
         """Voxels (c, \\*size) from corner ``start``; the whole image without them. Only the chunks touched are read.
 
@@ -95,6 +96,8 @@ class Store:
                 the smallest integers that hold them.
             out: array of that shape and of any type that holds these numbers, to fill; no new memory is touched then.
                 With ``raw``.
+            lent: for who uses the answer up at once: it may lie in memory that the next such read of this thread uses
+                again.
 
         Raises:
             Damaged: the file is missing, or what it holds is not what was written; names the id of the row.
@@ -105,7 +108,7 @@ class Store:
         if out is not None and not raw:
             raise ValueError("out is filled with the numbers as stored: ask for them with raw=True")
         try:
-            voxels = self._array(row, part).read(window, out)
+            voxels = self._array(row, part).read(window, out, lent)
         except Damaged as error:
             raise Damaged(f"{part} {row.id}: {error}") from None
         if part == "masks":

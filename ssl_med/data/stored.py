@@ -36,8 +36,13 @@ class StoredArray:
         """Whether what was opened is still what lies there."""
         return True
 
-    def read(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
-        """Voxels (c, \\*size) of a window, one slice per axis of space; into ``out`` where it is given.
+    def read(self, window: Window, out: np.ndarray | None = None, lent: bool = False) -> np.ndarray:
+        """Voxels (c, \\*size) of a window, one slice per axis of space.
+
+        Args:
+            window: first and last voxel along each axis.
+            out: array to fill.
+            lent: what is given may lie in memory that the next such read of this thread uses again.
 
         Raises:
             Damaged: a chunk that the window touches has changed.
@@ -45,14 +50,20 @@ class StoredArray:
         if self.verify:
             for first, last in self._npy_runs(window) if self._mapped else self._runs(window):
                 check_run(self.bytes, self.seal, first, last)
-        try:
-            voxels = self.array[(slice(0, self.shape[0]), *window)]
+        voxels = self.array[(slice(None), *window)] if self._mapped else self._decode(window, lent)
+        if out is not None:
+            np.copyto(out, voxels)
+            return out
+        return np.array(voxels) if self._mapped else voxels
+
+    def _decode(self, window: Window, lent: bool) -> np.ndarray:
+        shape = (self.shape[0], *(part.stop - part.start for part in window))
+        voxels = _lent(shape, self.dtype) if lent else np.empty(shape, self.dtype)
+        corners = (0, *(part.start for part in window)), (self.shape[0], *(part.stop for part in window))
+        try:  # below the operator [], which takes new memory for every crop
+            return self.array.get_slice_numpy(voxels, corners)
         except (RuntimeError, ValueError) as error:
             raise Damaged(f"its voxels cannot be decoded: {error}") from None
-        if out is None:
-            return np.array(voxels) if self._mapped else np.asarray(voxels)
-        np.copyto(out, voxels)
-        return out
 
     def _runs(self, window: Window) -> list[tuple[int, int]]:
         """First and last number of the chunks that a window touches, for every row of chunks."""
@@ -173,7 +184,7 @@ def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def _pread(file: int, start: int, length: int) -> memoryview:
-    content = _scratch(length)
+    content = _scratch("packed", length)
     try:
         return content[: os.preadv(file, [content], start)]
     except OSError as error:  # a disk or a network drive that gives up on this file
@@ -183,8 +194,14 @@ def _pread(file: int, start: int, length: int) -> memoryview:
 _held = threading.local()
 
 
-def _scratch(size: int) -> memoryview:
-    """Memory that is used again: fresh pages would cost as much as the hash."""
-    if len(getattr(_held, "buffer", b"")) < size:
-        _held.buffer = bytearray(max(size, 1 << 20))
-    return memoryview(_held.buffer)[:size]
+def _scratch(use: str, size: int) -> memoryview:
+    """Memory of this thread that is used again: fresh pages would cost as much as the hash."""
+    held = getattr(_held, use, b"")
+    if len(held) < size:
+        held = bytearray(max(size, 1 << 20))
+        setattr(_held, use, held)
+    return memoryview(held)[:size]
+
+
+def _lent(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(_scratch("voxels", prod(shape) * dtype.itemsize), dtype).reshape(shape)
