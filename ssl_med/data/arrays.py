@@ -64,7 +64,9 @@ def _write_b2nd(path: Path, voxels: np.ndarray, crop: int | None) -> list[tuple[
 
     chunks, blocks = chunks_for(voxels.shape, crop)
     params = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
-    array: Any = blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=params)  # pyright: ignore[reportArgumentType]
+    how: Any = {"chunks": chunks, "blocks": blocks, "cparams": params}
+    array: Any = blosc2.empty(voxels.shape, voxels.dtype, **how)
+    array[...] = voxels  # at once: asarray works its settings out anew for every chunk
     content: bytes = array.to_cframe()  # packed in memory: on disk every chunk would write the table of chunks anew
     path.write_bytes(content)
     spans, end = [], 0

@@ -7,6 +7,7 @@ of the reduction where the new voxels are larger than the old (orders 1 and 3, a
 Pillow), so no source voxel is skipped. Order 0 is for labels and does not average.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, no_type_check
 
@@ -19,6 +20,7 @@ from ssl_med.data.record import Image, Unreadable
 from ssl_med.errors import UserError
 
 Order = Literal[0, 1, 3]
+_SLAB = 1 << 20  # voxels
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -73,10 +75,10 @@ def _along_rows(source, first, weights, out):
     """``out[i, j]`` = sum over t of ``weights[j, t] * source[i, first[j] + t]``: the axis that lies in memory."""
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
-            total = np.float32(0)
-            for t in range(weights.shape[1]):
-                total += weights[j, t] * np.float32(source[i, first[j] + t])
-            out[i, j] = total
+            out[i, j] = weights[j, 0] * np.float32(source[i, first[j]])
+        for t in range(1, weights.shape[1]):
+            for j in range(out.shape[1]):
+                out[i, j] += weights[j, t] * np.float32(source[i, first[j] + t])
 
 
 def resample_array(array: np.ndarray, factors: tuple[float, ...], order: Order) -> np.ndarray:
@@ -91,15 +93,48 @@ def resample_array(array: np.ndarray, factors: tuple[float, ...], order: Order) 
         (c, \\*new_space), each new size rounded from size / factor, at least 1.
     """
     sizes = new_sizes(array.shape[1:], factors)
-    plan = [(axis, sizes[axis - 1], f) for axis, f in enumerate(factors, 1) if f != 1.0]
-    found = array
-    for axis, new_size, factor in sorted(plan, key=lambda step: -step[2]):  # what shrinks most comes first
-        first, weights = taps(array.shape[axis], new_size, factor, order)
-        found = np.take(found, first, axis) if order == 0 else _weighted(found, axis, first, weights)
-    if array.dtype.kind in "iu" and found.dtype != array.dtype:
-        limits = np.iinfo(array.dtype)
-        found = np.clip(np.rint(found), limits.min, limits.max)
-    return found.astype(array.dtype, copy=False)
+    plan = {
+        axis: taps(array.shape[axis], size, factor, order)
+        for axis, (size, factor) in enumerate(zip(sizes, factors, strict=True), 1)
+        if factor != 1.0
+    }
+    if order == 0:
+        for axis, (first, _) in plan.items():
+            array = np.take(array, first, axis)
+        return array
+    outer = plan.pop(1, None)
+    found = np.empty((len(array), *sizes), array.dtype)
+    for slab in _slabs(found):
+        if outer is None:
+            part = _weighted_all(array[:, slab], plan)
+        else:
+            first, weights = outer[0][slab], outer[1][slab]
+            begin, end = first[0], first[-1] + weights.shape[1]
+            part = _weighted(_weighted_all(array[:, begin:end], plan), 1, first - begin, weights)
+        _put(found, slab, part)
+    return found
+
+
+def _slabs(array: np.ndarray) -> Iterator[slice]:
+    """The first axis of space in parts: floats of a whole volume would be memory that nobody has touched before, which
+    costs more than the sums do.
+    """
+    width = max(1, _SLAB // max(1, array[:, :1].size))
+    for start in range(0, array.shape[1], width):
+        yield slice(start, min(start + width, array.shape[1]))
+
+
+def _put(found: np.ndarray, slab: slice, values: np.ndarray) -> None:
+    if found.dtype.kind in "iu":
+        limits = np.iinfo(found.dtype)
+        np.clip(np.rint(values, out=values), limits.min, limits.max, out=values)
+    found[:, slab] = values
+
+
+def _weighted_all(array: np.ndarray, plan: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    for axis, (first, weights) in plan.items():
+        array = _weighted(array, axis, first, weights)
+    return array
 
 
 def new_sizes(space: tuple[int, ...], factors: tuple[float, ...]) -> tuple[int, ...]:
