@@ -74,7 +74,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for config, runs in results.items():
-        cells = [_spread([run[name] for run in runs]) for name in ("knn", "knn_random", "linear", "linear_random")]
+        cells = [spread([run[name] for run in runs]) for name in ("knn", "knn_random", "linear", "linear_random")]
         rank = np.mean([run["rank"] for run in runs])
         minutes = np.mean([run["seconds"] for run in runs]) / 60
         alarms = sum(run["alarm"] for run in runs)
@@ -82,7 +82,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
     return f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})" if len(values) > 1 else f"{values[0]:.3f}"
 
 

@@ -24,18 +24,21 @@ SMALL = {
 }
 
 
-def first_alarm(kind: type[PretextTask], factor: float = 1.0) -> tuple[int | None, str]:
+def first_alarm(
+    kind: type[PretextTask], factor: float = 1.0, steps: int = STEPS, **fault: float
+) -> tuple[int | None, str]:
     """Train; the step of the first alarm and its words."""
     torch.manual_seed(0)
-    task, batches = kind(ViT(2, 4, embed_dim=24, depth=2, heads=2, taps=1), **SMALL[kind]), many((16, 16), STEPS, 8)
+    backbone, batches = ViT(2, 4, embed_dim=24, depth=2, heads=2, taps=1), many((16, 16), steps, 8)
+    task = kind(backbone, **{**SMALL[kind], **fault})
     parameters = [p for p in task.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=RATE * factor)
     for step, batch in enumerate(batches, 1):
         optimiser.zero_grad()
-        task(batch, (step - 1) / STEPS)["loss"].backward()
+        task(batch, (step - 1) / steps)["loss"].backward()
         clip_each(parameters, 3.0)
         optimiser.step()
-        task.after_step(step / STEPS)
+        task.after_step(step / steps)
         if step % EVERY == 0:
             signs = signs_of(task, batches[0])
             if alarm := judge_features(signs) or task.verdict(signs):
@@ -49,6 +52,13 @@ def test_a_learning_rate_far_too_high_is_named_within_ten_steps(kind) -> None:
     assert step is not None
     assert step <= 10
     assert "learning rate" in alarm or "learner.lr" in alarm
+
+
+def test_an_embedding_that_shrinks_though_its_shape_is_sound_is_named_within_thirty_steps() -> None:
+    step, alarm = first_alarm(VICReg, 10.0, 30, variance=0.0, covariance=0.0)
+    assert step is not None
+    assert step <= 30
+    assert alarm.startswith("the embedding shrinks to a point (standard deviation 0.0")
 
 
 @pytest.mark.parametrize("kind", [MAE, SimCLR, VICReg])

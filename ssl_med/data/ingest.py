@@ -158,6 +158,7 @@ def _stored(record: Record, image: Image, mask: np.ndarray | None, folder: Path,
         dataset=record.dataset,
         units=image.units or record.units,
         boxed=record.boxed,
+        window=image.window,
     )
     if mask is not None:
         path = folder / "masks" / f"{name}.{settings.format}"

@@ -10,10 +10,15 @@ from ssl_med.errors import UserError
 Policy = str
 """Name of a rule of :func:`scale_of`; :func:`check_policy` says whether there is such a rule."""
 
-POLICIES = ("auto", "ct", "foreground", "unit", "suv")
+POLICIES = ("auto", "ct", "foreground", "unit", "suv", "voi")
 _PROJECTIONS = ("CR", "DX", "MG", "PX", "IO", "XA", "RF", "RG", "XR")
 _HIGHEST_SUV = 100.0
 """No tissue has a 99.5th percentile above this in SUV; in Bq/ml every scan has."""
+
+NO_WINDOW = (
+    "no window in the header (data.intensity: voi): use another rule, such as auto; stores of earlier versions know of "
+    "no windows, so prepare into a new folder"
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def channels_of(policy: Policy, channels: int) -> int:
     return channels * max(1, len(_window_names(policy)))
 
 
-def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Scale | Windows:
+def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics, window: str = "") -> Scale | Windows:
     """The scale of one image.
 
     Args:
@@ -154,6 +159,7 @@ def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Sc
               has no absolute units).
             - ``unit``: 8-bit images by 1/255, others from [low, high] to [0, 1] (X-ray, ultrasound, photographs).
             - ``suv``: PET in standardised uptake values, [0, 20] to [0, 1].
+            - ``voi``: the window that the header of each DICOM image asks to be shown in, to [0, 1].
             - ``window:lung``: one of :data:`ssl_med.data.windows.PRESETS`, to [0, 1].
             - ``window:40/400``: centre and width, to [0, 1] by DICOM's ``LINEAR_EXACT``; ``window:40/400:SIGMOID`` (or
               ``:LINEAR``) by another of its functions, see :mod:`ssl_med.data.windows`.
@@ -162,9 +168,10 @@ def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Sc
         modality: of the image.
         dtype: of the stored voxels.
         found: its statistics.
+        window: what its header asks for.
 
     Raises:
-        UserError: no such rule.
+        UserError: no such rule, or ``voi`` for an image without a window.
     """
     check_policy(policy)
     if policy == "auto":
@@ -172,6 +179,10 @@ def scale_of(policy: Policy, modality: str, dtype: str, found: Statistics) -> Sc
     if names := _window_names(policy):
         windows = tuple(_scale_in(window_of(name)) for name in names)
         return windows[0] if len(windows) == 1 else Windows(windows)
+    if policy == "voi":
+        if not window:
+            raise UserError(NO_WINDOW)
+        return _scale_in(window_of(window))
     if policy == "ct":
         return Scale(-1000.0, 1000.0, -1000.0, 1 / 2000)
     if policy == "suv":

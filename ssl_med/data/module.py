@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ssl_med.data.buffers import free_shared_memory
 from ssl_med.data.crops import CropAffine
 from ssl_med.data.dataset import CropDataset, Target
-from ssl_med.data.intensity import Policy, channels_of, check_policy
+from ssl_med.data.intensity import NO_WINDOW, Policy, channels_of, check_policy
 from ssl_med.data.ledger import Ledger
 from ssl_med.data.patience import Desk, RememberingLoader, explain
 from ssl_med.data.rows import Row, Rows
@@ -148,6 +148,8 @@ class StoreData(pl.LightningDataModule):
             wanted = f" with a {self.targets}" if self.targets else ""
             found = self.store.rows.distinct("split")
             raise UserError(f"{self.folder} has no image{wanted} in split {split!r}; its splits: {', '.join(found)}")
+        if self.intensity == "voi" and (bare := rows.distinct("window").get("", 0)):
+            raise UserError(f"{self.folder}: {bare} of {len(rows)} images in split {split!r} have {NO_WINDOW}")
         if self.targets and split == "train":
             chosen = labelled_subset(rows, self.labels, self.labels_seed)
             return chosen if isinstance(chosen, Rows) else Rows.of(chosen)

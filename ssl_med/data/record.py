@@ -100,6 +100,7 @@ class Image:
         units: of the voxels where they are absolute: ``HU``, ``SUV``; empty for all others.
         stored: 4 x 4, voxel index (x, y, z) as the file counts them -> RAS world mm; None where the array's own affine
             says that too.
+        window: that its header asks to be shown in, as :func:`ssl_med.data.windows.window_of` reads it; empty for none.
     """
 
     array: np.ndarray
@@ -109,6 +110,7 @@ class Image:
     warnings: tuple[str, ...] = ()
     units: str = ""
     stored: np.ndarray | None = None
+    window: str = ""
 
 
 class Unreadable(Exception):

@@ -46,6 +46,7 @@ class Row:
         units: of the voxels: ``HU``, ``SUV`` or empty.
         saliency_seal: as ``seal`` of the saliency map; empty where there is none.
         boxed: somebody looked for boxes in this image: where there are none, it is known to have none.
+        window: that a DICOM header asks to show the image in, as ``40/400``; empty where there is none.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Row:
     units: str = ""
     saliency_seal: str = ""
     boxed: bool = False
+    window: str = ""
 
     @property
     def has_target(self) -> bool:
@@ -92,7 +94,7 @@ class Row:
     def scale(self, policy: Policy) -> Scale | Windows:
         """How this image's voxels are scaled under a policy."""
         found = Statistics(self.low, self.high, self.mean, self.sd, self.minimum, self.maximum)
-        return scale_of(policy, self.modality, self.dtype, found)
+        return scale_of(policy, self.modality, self.dtype, found, self.window)
 
 
 _KINDS = {
@@ -106,7 +108,7 @@ _KINDS = {
     list[str]: pa.list_(pa.string()),
 }
 SCHEMA = pa.schema([(f.name, _KINDS[f.type]) for f in fields(Row)])
-ADDED = ("value", "groups", "dataset", "units", "saliency_seal", "boxed")
+ADDED = ("value", "groups", "dataset", "units", "saliency_seal", "boxed", "window")
 """Columns that version 2 began without; a store that lacks them is opened as one that knows nothing of them."""
 
 

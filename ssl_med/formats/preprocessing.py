@@ -17,6 +17,10 @@ _PER_IMAGE = {
         "8-bit images: voxel / 255; others per image: (clip(voxel, low, high) - low) / (high - low), with low = 0.5th "
         "percentile of all voxels and high = 99.5th percentile of the voxels above the mean of the image"
     ),
+    "voi": (
+        "per image: the first window of its DICOM header (centre, width and function, PS3.3 C.11.2.1.2; of a volume "
+        "that of the middle slice), to [0, 1]"
+    ),
 }
 _AUTO = {
     "CT": "ct",

@@ -66,7 +66,10 @@ class TwoViewTask(PretextTask):
 
     def vital_signs(self, batch: Batch) -> dict[str, Tensor]:
         """Spread and effective rank of the embedding that the loss sees."""
-        embedding = self.embed(self.views(batch)[0])
+        return self.signs_of(self.embed(self.views(batch)[0]))
+
+    def signs_of(self, embedding: Tensor) -> dict[str, Tensor]:
+        """The signs of an embedding (b, d)."""
         self._possible = float(min(embedding.shape))
         return {"embedding_spread": feature_spread(embedding), "embedding_rank": effective_rank(embedding)}
 

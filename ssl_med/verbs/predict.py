@@ -139,7 +139,8 @@ def _batch_of(task: Any, card: dict[str, Any], kept: Any, modality: str) -> tupl
     from ssl_med.data.intensity import channels_of, scale_of, statistics
 
     facts, space, own = card["input"], list(kept.array.shape[1:]), list(kept.spacing)
-    scale = scale_of(facts["intensity"], modality, kept.array.dtype.name, statistics(kept.array))
+    found = statistics(kept.array)
+    scale = scale_of(facts["intensity"], modality, kept.array.dtype.name, found, kept.window)
     spacing = facts.get("fixed_spacing_mm") or own
     shown = np.ceil(np.array(space) * own / np.array(spacing) - 1e-6).astype(int).tolist()
     sizes = zip(shown, facts["crop"], task.backbone.multiple(), strict=True)

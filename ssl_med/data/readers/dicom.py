@@ -29,6 +29,7 @@ from ssl_med.data.readers.dicom_pixels import check_lengths, values_of
 from ssl_med.data.readers.dicom_split import parts_of
 from ssl_med.data.readers.dicom_suv import suv_factor
 from ssl_med.data.readers.dicom_tags import SEXES
+from ssl_med.data.readers.dicom_window import scaled_window
 from ssl_med.data.readers.gate import DEFAULT_LIMITS, Limits
 from ssl_med.data.readers.geometry import canonical
 from ssl_med.data.record import Image, Record, Unreadable
@@ -223,12 +224,13 @@ def read(record: Record, limits: Limits = DEFAULT_LIMITS) -> Image:
         stacked = Stack(np.arange(len(planes)), None) if film else stack([planes[index] for index in indices])
         values = values_of(record.files, headers, planes, indices, stacked.order)
         modality = modality_of(headers[0])
-        units = "HU" if modality == "CT" else ""
+        units, window = "HU" if modality == "CT" else "", planes[indices[stacked.order[len(indices) // 2]]].window
         if modality == "PT":
-            values, told = _in_suv(values, headers)
-            units, notes = "" if told else "SUV", notes + told
+            factor, told = suv_factor(headers)
+            values = values if factor == 1.0 else (values * np.float64(factor)).astype(np.float32)
+            units, notes, window = "" if told else "SUV", notes + told, scaled_window(window, factor)
     notes += _noted(note, *stacked.notes, _NONSTANDARD if caught else "")
-    return replace(_image(values, planes[indices[0]], stacked, modality, notes), units=units)
+    return replace(_image(values, planes[indices[0]], stacked, modality, notes), units=units, window=window)
 
 
 def _chosen(planes: list[Plane], item: int | None) -> tuple[tuple[int, ...], str]:
@@ -238,11 +240,6 @@ def _chosen(planes: list[Plane], item: int | None) -> tuple[tuple[int, ...], str
     if not 0 <= item < len(parts):
         raise Unreadable(f"stack {item} of a file that holds {len(parts)}")
     return parts[item]
-
-
-def _in_suv(values: np.ndarray, headers: Sequence[Dataset]) -> tuple[np.ndarray, tuple[str, ...]]:
-    factor, notes = suv_factor(headers)
-    return (values if factor == 1.0 else (values * np.float64(factor)).astype(np.float32)), notes
 
 
 def _image(values: np.ndarray, plane: Plane, stacked: Stack, modality: str, notes: tuple[str, ...]) -> Image:

@@ -19,7 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ssl_med.data.readers.dicom_header import HEADER_BYTES, frames_of, modality_of, opened, parsed, refusing
+from ssl_med.data.readers.dicom_header import HEADER_BYTES, frames_of, is_inverted, opened, parsed, refusing
 from ssl_med.data.record import Unreadable
 
 _SAFE = {RLELossless: ("pydicom",), JPEGBaseline8Bit: ("pillow",)}
@@ -30,9 +30,6 @@ _SAFE |= dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), ("pyjpegls",))
 
 _DEEP_COLOURS = ("RGB", "YBR_RCT", "YBR_ICT")
 """Colour that has its meaning in 16 bits too: RGB, and what JPEG 2000 turns into it while it decodes."""
-
-_QUANTITATIVE = ("CT", "PT")
-"""Their numbers mean something: MONOCHROME1 only says how to show them."""
 
 
 def syntax_of(header: Dataset) -> UID:
@@ -115,7 +112,7 @@ def _shown(frame: np.ndarray, dataset: Dataset) -> np.ndarray:
     if photometric == "PALETTE COLOR":
         frame = apply_color_lut(frame, dataset)
         frame = (frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame
-    elif photometric == "MONOCHROME1" and modality_of(dataset) not in _QUANTITATIVE:
+    elif is_inverted(dataset):
         frame = _inverted(frame, dataset)
     if colours == 3 and frame.dtype != np.uint8 and (frame.dtype != np.uint16 or photometric not in _DEEP_COLOURS):
         raise Unreadable(f"{photometric} colour of type {frame.dtype}, expected 8 bits, or RGB of 16 bits")

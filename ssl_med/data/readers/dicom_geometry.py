@@ -9,8 +9,9 @@ import numpy as np
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from ssl_med.data.readers.dicom_header import frames_of
+from ssl_med.data.readers.dicom_header import frames_of, is_inverted
 from ssl_med.data.readers.dicom_tags import FILMS, SEPARATORS
+from ssl_med.data.readers.dicom_window import shown_in
 from ssl_med.data.record import Unreadable
 
 _TOLERANCE = 1e-2
@@ -36,6 +37,7 @@ class Plane:
         rescale: slope, intercept.
         size: rows, columns.
         tags: what it says of each of :data:`ssl_med.data.readers.dicom_tags.SEPARATORS`.
+        window: that it asks to be shown in, see :mod:`ssl_med.data.readers.dicom_window`.
     """
 
     position: Numbers
@@ -44,6 +46,7 @@ class Plane:
     rescale: Numbers
     size: tuple[int, int] = (0, 0)
     tags: tuple[str, ...] = ()
+    window: str = ""
 
     @property
     def placed(self) -> bool:
@@ -86,13 +89,13 @@ def planes_of(header: Dataset) -> list[Plane]:
     if "PerFrameFunctionalGroupsSequence" not in header:
         if frames > 1 and not is_film(header):
             raise Unreadable(f"{frames} frames without positions: a film or a time series")
-        return [_plane(header, (header,) * 4, (header,))] * frames
+        return [_plane(header, (header,) * 5, (header,))] * frames
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     groups = header.PerFrameFunctionalGroupsSequence
     if len(groups) != frames:
         raise Unreadable(f"{len(groups)} functional groups for {frames} frames")
     names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    names += ("PixelValueTransformationSequence",)
+    names += ("PixelValueTransformationSequence", "FrameVOILUTSequence")
     planes = [
         _plane(header, tuple(_macro(name, group, shared) for name in names), (group, shared, header))
         for group in groups
@@ -117,7 +120,7 @@ def _macro(name: str, group: Dataset, shared: Dataset) -> Dataset:
 
 
 def _plane(header: Dataset, macros: tuple[Dataset, ...], described: tuple[Dataset, ...]) -> Plane:
-    position, orientation, measures, transformation = macros
+    position, orientation, measures, transformation, window = macros
     spacing = _numbers(measures, "PixelSpacing", 2)
     slope, intercept = (transformation.get(tag) for tag in ("RescaleSlope", "RescaleIntercept"))
     rescale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
@@ -130,6 +133,7 @@ def _plane(header: Dataset, macros: tuple[Dataset, ...], described: tuple[Datase
         rescale=_once(rescale),
         size=_once((int(header.get("Rows") or 0), int(header.get("Columns") or 0))),
         tags=_once(tuple(_described(places, described) for places in SEPARATORS.values())),
+        window=shown_in(header, window, rescale, is_inverted(header)),
     )
 
 

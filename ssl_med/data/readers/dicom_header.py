@@ -149,6 +149,11 @@ def modality_of(header: Dataset) -> str:
     return found if found in MODALITIES else ""
 
 
+def is_inverted(header: Dataset) -> bool:
+    """MONOCHROME1, which readers turn round; in CT and PET, whose numbers mean something, it only says how to show."""
+    return str(header.get("PhotometricInterpretation")) == "MONOCHROME1" and modality_of(header) not in ("CT", "PT")
+
+
 def fact_of(header: Dataset, tag: str) -> str:
     """The text of one of ``FACTS``; empty where it breaks the standard, which is no fault of the image."""
     try:

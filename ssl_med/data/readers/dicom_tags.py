@@ -82,8 +82,8 @@ TAGS: tuple[str | int, ...] = (
 )
 """What is read of a header to make an image of it."""
 
-FACTS = ("InstitutionName", "PatientSex")
-"""What else is read, to know whom the image belongs to; an image is none the worse where it is not sound."""
+FACTS = ("InstitutionName", "PatientSex", "VOILUTFunction", "WindowCenter", "WindowWidth")
+"""What else is read: whom the image belongs to, how it is shown; an image is none the worse where it is not sound."""
 
 SEXES = {"F", "M", "O"}
 """Defined terms of (0010,0040); anything else may be a slip of the pen and hold a name."""
