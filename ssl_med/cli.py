@@ -354,6 +354,10 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: one sentence for a person's mistake, a traceback only with ``--debug``."""
     arguments, rest = build_parser().parse_known_args(argv)
+    if argv is None and arguments.verb == "prepare":  # this process is ours, and does nothing else
+        from ssl_med.data.heap import keep_memory
+
+        keep_memory()
     try:
         return run(arguments, rest)
     except KeyboardInterrupt as stop:

@@ -11,6 +11,7 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from ssl_med.data.heap import keep_memory
 from ssl_med.errors import UserError
 
 Item = TypeVar("Item")
@@ -63,7 +64,7 @@ class _Processes:
     def _until_broken(
         self, work: Callable[[Item], Result], items: Iterator[Item], suspects: list[Item]
     ) -> Iterator[Result]:
-        with ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), keep_memory) as pool:
             waiting: dict[Future, Item] = {}
             while True:
                 for item in islice(items, _AHEAD * self.workers - len(waiting)):
@@ -90,7 +91,7 @@ class _Processes:
         self, work: Callable[[Item], Result], suspects: list[Item], lost: Callable[[Item], Result]
     ) -> Iterator[Result]:
         while suspects:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(1, get_context("spawn"), keep_memory) as pool:
                 while suspects:
                     item = suspects.pop(0)
                     try:
