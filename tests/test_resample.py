@@ -8,6 +8,7 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from ssl_med.data import resample
 from ssl_med.data.record import Image
 from ssl_med.data.resample import resample_array, to_orientation, to_spacing
 from ssl_med.errors import UserError
@@ -105,3 +106,14 @@ def test_a_picture_with_an_affine_moves_in_its_plane_and_keeps_its_orientation()
     expected = ramp(volume.affine, (8, 24, 1)).array[:, 0]
     assert np.abs(found.array - expected)[:, 2:-2, 2:-2].max() < 1e-4
     assert to_orientation(image, "LPS") is image
+
+
+@pytest.mark.parametrize("factors", [(1.3, 0.7, 2.0), (1.0, 1.5, 0.8), (2.5, 1.0, 1.0), (0.4, 3.0, 1.0)])
+@pytest.mark.parametrize("kind", ["int16", "float32"])
+@pytest.mark.parametrize("order", [1, 3])
+def test_slabs_do_not_show(monkeypatch, factors, kind, order):
+    array = (np.random.default_rng(0).random((2, 23, 19, 17)) * 1000).astype(kind)
+    whole = resample_array(array, factors, order)
+    for voxels in (1, 2000):  # a plane at a time, and a few of them with a rest
+        monkeypatch.setattr(resample, "_SLAB", voxels)
+        assert np.array_equal(resample_array(array, factors, order), whole)
