@@ -96,7 +96,7 @@ def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     made = helper.give(work)
     while not wait([made], max(desk.since + seconds - time.monotonic(), 0.01)).done:
         if time.monotonic() - desk.since > seconds:
-            _own.helper = None
+            _own.helper = helper = None  # the error may be kept for long, and with it this frame
             raise Stalled(f"reading took longer than {seconds:g} s")
     return made.result()
 
