@@ -48,6 +48,19 @@ def test_a_thread_that_hangs_is_left_behind_and_ends_when_it_wakes():
     assert comes_true(lambda: readers() <= before)  # there is a new one instead of it
 
 
+def test_an_error_that_is_kept_keeps_no_thread():
+    desk, wake = Desk(0), threading.Event()
+    with pytest.raises(ValueError, match="kept") as kept:
+        in_time(lambda: (_ for _ in ()).throw(ValueError("kept")), desk, 60)
+    before = readers()
+    with pytest.raises(Stalled):
+        in_time(wake.wait, desk, 0.05)
+    assert in_time(here, desk, 60) != here()
+    wake.set()
+    assert comes_true(lambda: readers() <= before)
+    assert kept.value
+
+
 def test_the_clock_begins_anew_with_every_sample():
     desk = Desk(0)
 

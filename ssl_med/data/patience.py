@@ -80,6 +80,14 @@ def _do(works: SimpleQueue) -> None:
 _own = threading.local()
 
 
+def _helper() -> _Helper:
+    """The one of this thread."""
+    found: _Helper | None = getattr(_own, "helper", None)
+    if found is None or not found.is_there():
+        found = _own.helper = _Helper()
+    return found
+
+
 def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     """What ``work`` gives, as long as no sample of it takes longer than ``seconds``.
 
@@ -89,14 +97,11 @@ def in_time(work: Callable[[], Made], desk: Desk, seconds: float) -> Made:
     Raises:
         Stalled: a sample took longer; the thread may go on and write where it was told to.
     """
-    helper: _Helper | None = getattr(_own, "helper", None)
-    if helper is None or not helper.is_there():
-        helper = _own.helper = _Helper()
     desk.since = time.monotonic()
-    made = helper.give(work)
+    made = _helper().give(work)  # not held by this frame: an error, and its frames with it, may be kept for long
     while not wait([made], max(desk.since + seconds - time.monotonic(), 0.01)).done:
         if time.monotonic() - desk.since > seconds:
-            _own.helper = helper = None  # the error may be kept for long, and with it this frame
+            _own.helper = None
             raise Stalled(f"reading took longer than {seconds:g} s")
     return made.result()
 
